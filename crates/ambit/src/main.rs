@@ -1,0 +1,50 @@
+//! `ambit`: one binary for the whole mesh. Each subcommand is one module in [`cmd`].
+
+use clap::{Parser, Subcommand};
+
+mod cmd;
+mod logging;
+
+#[derive(Parser)]
+#[command(name = "ambit", version, about = "An ambient layer-4 service mesh", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A whole cluster on this machine: pods are network namespaces, the Kubernetes API is in memory
+    Lab(cmd::lab::Args),
+    /// Install the mesh into the cluster of the current kubeconfig
+    Install(cmd::install::InstallArgs),
+    /// Remove the mesh; pods go on working in plaintext
+    Uninstall(cmd::install::UninstallArgs),
+    /// Run the control plane
+    Control(cmd::control::Args),
+    /// Run the node agent
+    Agent(cmd::agent::Args),
+    /// The CNI plugin (called by the container runtime)
+    Cni(cmd::cni::Args),
+    /// Run the node proxy
+    Proxy(cmd::proxy::Args),
+}
+
+fn main() -> std::process::ExitCode {
+    let result = match Cli::parse().command {
+        Command::Lab(args) => cmd::lab::run(args),
+        Command::Install(args) => cmd::install::install(args),
+        Command::Uninstall(args) => cmd::install::uninstall(args),
+        Command::Control(args) => cmd::control::run(args),
+        Command::Agent(args) => cmd::agent::run(args),
+        Command::Cni(args) => cmd::cni::run(args),
+        Command::Proxy(args) => cmd::proxy::run(args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
