@@ -2,3 +2,4 @@
 //! network namespaces. It exists so that the mesh can be run, tested and shown without a cluster; everything
 //! above it is the production code talking to this API.
 
+pub mod node;
