@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns};
 
+pub mod seqpacket;
+
 /// What went wrong with a network namespace.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
