@@ -121,7 +121,11 @@ impl Facts<'_> {
         let ip = |blocks: &[crate::Cidr], ip: IpAddr| blocks.iter().any(|block| block.contains(ip));
         let asks = |wanted: bool, unwanted: bool, none_wanted: bool| (none_wanted || wanted) && !unwanted;
         !m.is_empty()
-            && asks(text(&m.namespaces, namespace), text(&m.not_namespaces, namespace), m.namespaces.is_empty())
+            && asks(
+                text(&m.namespaces, namespace),
+                text(&m.not_namespaces, namespace),
+                m.namespaces.is_empty(),
+            )
             && asks(
                 text(&m.principals, self.principal),
                 text(&m.not_principals, self.principal),

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::{
-    Gateway, GatewayTarget, HBONE_PORT, HealthPolicy, Identity, IpFamilies, LoadBalancingMode, MESH_PORTS, NetworkAddress,
-    Refusal, RoutingScope, Service, Tunnel, View, Workload,
+    Gateway, GatewayTarget, HBONE_PORT, HealthPolicy, Identity, IpFamilies, LoadBalancingMode, MESH_PORTS,
+    NetworkAddress, Refusal, RoutingScope, Service, Tunnel, View, Workload,
 };
 
 /// A captured outbound connection.
@@ -156,7 +156,9 @@ fn to_service(view: &View, call: &Call<'_>, destination: SocketAddr, service: &A
 
 fn to_workload(view: &View, call: &Call<'_>, destination: SocketAddr, workload: &Arc<Workload>) -> Decision {
     match &workload.waypoint {
-        Some(gateway) if !comes_from(view, call.source, gateway) => to_waypoint(view, call, destination, gateway, None),
+        Some(gateway) if !comes_from(view, call.source, gateway) => {
+            to_waypoint(view, call, destination, gateway, None)
+        }
         _ => direct(destination, workload, None, destination.port()),
     }
 }
@@ -213,10 +215,13 @@ fn to_waypoint(
     gateway: &Gateway,
     called: Option<&Arc<Service>>,
 ) -> Decision {
-    let unknown = || Decision::Refuse(Refusal::UnknownWaypoint { gateway: gateway.target.label().to_string() });
+    let unknown =
+        || Decision::Refuse(Refusal::UnknownWaypoint { gateway: gateway.target.label().to_string() });
     let Some(found) = find_gateway(view, call, gateway) else { return unknown() };
     let (workload, sans, port) = found;
-    let Some(ip) = choose_address(&workload, destination.ip(), IpFamilies::Automatic) else { return unknown() };
+    let Some(ip) = choose_address(&workload, destination.ip(), IpFamilies::Automatic) else {
+        return unknown();
+    };
     let expect = std::iter::once(workload.identity.clone()).chain(sans).collect();
     Decision::Tunnel(Route {
         hop: SocketAddr::new(ip, port),
@@ -229,7 +234,11 @@ fn to_waypoint(
 }
 
 /// The workload behind a gateway, further identities it may have, and the port to dial.
-fn find_gateway(view: &View, call: &Call<'_>, gateway: &Gateway) -> Option<(Arc<Workload>, Vec<Identity>, u16)> {
+fn find_gateway(
+    view: &View,
+    call: &Call<'_>,
+    gateway: &Gateway,
+) -> Option<(Arc<Workload>, Vec<Identity>, u16)> {
     let namespace = &call.source.namespace;
     let service = match &gateway.target {
         GatewayTarget::Hostname(key) => view.service(key),
@@ -250,9 +259,9 @@ fn comes_from(view: &View, source: &Workload, gateway: &Gateway) -> bool {
         GatewayTarget::Hostname(key) => view.endpoints(key).any(|endpoint| endpoint.uid == source.uid),
         GatewayTarget::Address(address) => {
             view.workload_by_address(address).is_some_and(|workload| workload.uid == source.uid)
-                || view
-                    .service_by_vip(address, &source.namespace)
-                    .is_some_and(|service| view.endpoints(&service.key).any(|endpoint| endpoint.uid == source.uid))
+                || view.service_by_vip(address, &source.namespace).is_some_and(|service| {
+                    view.endpoints(&service.key).any(|endpoint| endpoint.uid == source.uid)
+                })
         }
     }
 }
@@ -274,14 +283,18 @@ fn choose_endpoint(
 ) -> Option<(Arc<Workload>, u16)> {
     let port = service.port(service_port)?;
     let usable = view.endpoints(&service.key).filter_map(|workload| {
-        let healthy = service.health_policy() == HealthPolicy::AllowAll || workload.health == crate::Health::Healthy;
+        let healthy =
+            service.health_policy() == HealthPolicy::AllowAll || workload.health == crate::Health::Healthy;
         let reachable = !workload.addresses.is_empty() || workload.hostname.is_some();
-        let mapping = workload.services.get(&service.key)?.iter().find(|mapping| mapping.service_port == service_port);
+        let mapping =
+            workload.services.get(&service.key)?.iter().find(|mapping| mapping.service_port == service_port);
         let target = mapping.map(|mapping| mapping.target_port).or(port.target_port)?;
         (healthy && reachable).then_some((workload, target))
     });
     let ranked: Vec<_> = match service.mode() {
-        LoadBalancingMode::Strict | LoadBalancingMode::Failover => preferred(call.source, service, usable.collect()),
+        LoadBalancingMode::Strict | LoadBalancingMode::Failover => {
+            preferred(call.source, service, usable.collect())
+        }
         LoadBalancingMode::Unspecified | LoadBalancingMode::Passthrough => usable.collect(),
     };
     let index = pick(ranked.iter().map(|(workload, _)| u64::from(workload.capacity)), call.random)?;
@@ -295,12 +308,18 @@ fn preferred<'a>(
 ) -> Vec<(&'a Arc<Workload>, u16)> {
     let scopes = service.load_balancing.as_ref().map_or(&[][..], |lb| &lb.routing_preference);
     let ranks: Vec<usize> = endpoints.iter().map(|(endpoint, _)| rank(source, endpoint, scopes)).collect();
-    let full = if scopes.first() == Some(&RoutingScope::Network) { 2 * (scopes.len() - 1) } else { scopes.len() };
+    let full =
+        if scopes.first() == Some(&RoutingScope::Network) { 2 * (scopes.len() - 1) } else { scopes.len() };
     let wanted = match service.mode() {
         LoadBalancingMode::Strict => full,
         _ => ranks.iter().copied().max().unwrap_or(0),
     };
-    endpoints.into_iter().zip(ranks).filter(|(_, rank)| *rank == wanted).map(|(endpoint, _)| endpoint).collect()
+    endpoints
+        .into_iter()
+        .zip(ranks)
+        .filter(|(_, rank)| *rank == wanted)
+        .map(|(endpoint, _)| endpoint)
+        .collect()
 }
 
 /// How many leading scopes match. A leading NETWORK is special: a mismatch does not end the count, and a match

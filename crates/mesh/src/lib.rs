@@ -26,8 +26,8 @@ pub use policy::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceA
 pub use ports::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, MESH_PORTS, OUTBOUND_PORT};
 pub use reason::{Refusal, ResponseFlag};
 pub use service::{
-    AppProtocol, HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, RoutingScope, Service, ServiceKey,
-    ServicePort, Visibility, WeightedWaypoint,
+    AppProtocol, HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, RoutingScope, Service,
+    ServiceKey, ServicePort, Visibility, WeightedWaypoint,
 };
 pub use view::View;
 pub use workload::{

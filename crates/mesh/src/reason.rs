@@ -8,10 +8,14 @@ use crate::ServiceKey;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The application called a port of the mesh on its own loopback.
-    #[error("attempted recursive call to ourselves: {0} is a port of the mesh itself; call the application's own port")]
+    #[error(
+        "attempted recursive call to ourselves: {0} is a port of the mesh itself; call the application's own port"
+    )]
     SelfCall(SocketAddr),
     /// No endpoint of the service can take the call.
-    #[error("no healthy upstream: {service} has no usable endpoint for port {port}; are its pods ready and is the port listed in the service?")]
+    #[error(
+        "no healthy upstream: {service} has no usable endpoint for port {port}; are its pods ready and is the port listed in the service?"
+    )]
     NoHealthyUpstream {
         /// The service that was called.
         service: ServiceKey,

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use imbl::{HashMap, OrdSet};
 
 use crate::{
-    Cidr, NetworkAddress, NetworkMode, Policy, PolicyKey, Scope, Service, ServiceKey, Tunnel, Uid, Visibility, Workload,
+    Cidr, NetworkAddress, NetworkMode, Policy, PolicyKey, Scope, Service, ServiceKey, Tunnel, Uid,
+    Visibility, Workload,
 };
 
 /// All workloads, services and policies that are known.
@@ -162,7 +163,8 @@ impl View {
     ) -> Option<&Arc<Workload>> {
         let uids = self.workloads_by_name.get(&(namespace.into(), name.into()))?;
         uids.iter().filter_map(|uid| self.workloads.get(uid)).find(|workload| {
-            workload.identity.service_account() == service_account && node.is_none_or(|node| &*workload.node == node)
+            workload.identity.service_account() == service_account
+                && node.is_none_or(|node| &*workload.node == node)
         })
     }
 
@@ -171,7 +173,8 @@ impl View {
     pub fn service_by_vip(&self, address: &NetworkAddress, namespace: &str) -> Option<&Arc<Service>> {
         let rank = |service: &Service| (&*service.key.namespace == namespace, service.canonical);
         let exact = self.services_by_vip.get(address).into_iter().flatten();
-        let exact = exact.filter_map(|key| self.services.get(key)).filter(|service| visible(service, namespace));
+        let exact =
+            exact.filter_map(|key| self.services.get(key)).filter(|service| visible(service, namespace));
         first_max(exact.map(|service| (rank(service), service))).or_else(|| {
             let blocks = self.services_with_cidrs.iter().filter_map(|key| self.services.get(key));
             let matching = blocks.filter(|service| visible(service, namespace)).filter_map(|service| {
@@ -200,7 +203,8 @@ impl View {
     pub fn policies_for<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<Policy>> {
         let namespace = self.namespace_policies.get(&workload.namespace).into_iter().flatten();
         let keys = self.global_policies.iter().chain(namespace).chain(workload.policies.iter());
-        keys.filter_map(|key| self.policies.get(key)).filter(|policy| crate::authorize::applies(policy, workload))
+        keys.filter_map(|key| self.policies.get(key))
+            .filter(|policy| crate::authorize::applies(policy, workload))
     }
 
     /// Policies that are bound to a workload and not known.
@@ -220,7 +224,8 @@ fn visible(service: &Service, namespace: &str) -> bool {
 }
 
 fn longest_prefix(service: &Service, address: &NetworkAddress) -> Option<u8> {
-    let matching = |(network, block): &&(Arc<str>, Cidr)| *network == address.network && block.contains(address.ip);
+    let matching =
+        |(network, block): &&(Arc<str>, Cidr)| *network == address.network && block.contains(address.ip);
     service.cidr_vips.iter().filter(matching).map(|(_, block)| block.prefix()).max()
 }
 

@@ -33,4 +33,4 @@ pub mod zds {
 mod convert;
 pub mod type_url;
 
-pub use convert::ConvertError;
+pub use convert::{Address, ConvertError};
