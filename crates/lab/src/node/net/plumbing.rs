@@ -39,8 +39,7 @@ pub(super) fn prepare(ns: &NetNs, wanted: &Wanted) -> anyhow::Result<String> {
 }
 
 fn settings(v4: bool) -> anyhow::Result<()> {
-    let forward =
-        if v4 { "/proc/sys/net/ipv4/ip_forward" } else { "/proc/sys/net/ipv6/conf/all/forwarding" };
+    let forward = if v4 { "/proc/sys/net/ipv4/ip_forward" } else { "/proc/sys/net/ipv6/conf/all/forwarding" };
     sysctl(forward, "1")?;
     // Pods of one node reach each other by way of the node's routing, on purpose; it must not advise them to
     // do without.
@@ -61,27 +60,22 @@ fn settings(v4: bool) -> anyhow::Result<()> {
 fn device_of(address: IpAddr) -> anyhow::Result<String> {
     let shown = ip(&["-o", "address", "show", "to", &address.to_string()])?;
     // "2: eth0    inet 10.10.0.1/24 …"
-    let device = shown.split_whitespace().nth(1).map(|name| name.split('@').next().unwrap_or(name).to_owned());
+    let device =
+        shown.split_whitespace().nth(1).map(|name| name.split('@').next().unwrap_or(name).to_owned());
     device.with_context(|| format!("no interface of the node's network namespace has its address {address}"))
 }
 
 /// Makes the bridge, or takes the one that is there, and answers its hardware address.
 fn bridge(mac: &str) -> anyhow::Result<String> {
-    let address = format!("/sys/class/net/{BRIDGE}/address");
-    if ip(&["-o", "link", "show", "dev", BRIDGE]).is_err() {
+    let Ok(shown) = ip(&["-o", "link", "show", "dev", BRIDGE]) else {
         ip(&["link", "add", "name", BRIDGE, "address", mac, "type", "bridge"])?;
-    } else {
-        // /sys shows the namespace it was mounted in, so this is asked of the namespace itself.
-        let shown = ip(&["-o", "link", "show", "dev", BRIDGE])?;
-        let mut words = shown.split_whitespace().skip_while(|word| *word != "link/ether");
-        if let Some(found) = words.nth(1) {
-            // Saying it makes it stay: a bridge without an address of its own takes its ports' lowest.
-            ip(&["link", "set", "dev", BRIDGE, "address", found])?;
-            return Ok(found.to_owned());
-        }
-        bail!("{BRIDGE} exists in the node's network namespace but is no Ethernet bridge ({address})");
-    }
-    Ok(mac.to_owned())
+        return Ok(mac.to_owned());
+    };
+    let found = shown.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+    let found = found.with_context(|| format!("{BRIDGE} in the node's network namespace is no bridge"))?;
+    // Saying it makes it stay: a bridge that was given no address takes the lowest of its ports.
+    ip(&["link", "set", "dev", BRIDGE, "address", found])?;
+    Ok(found.to_owned())
 }
 
 /// A locally administered hardware address that is different on each node of a cluster.

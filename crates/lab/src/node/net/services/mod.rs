@@ -31,12 +31,20 @@ pub(super) async fn keep(ns: NetNs, node: Node, mut changes: watch::Receiver<Sha
             if text != applied {
                 match apply(&ns, &text).await {
                     Ok(()) => {
-                        tracing::debug!(node = node.name, services = snapshot.services.len(), "service rules replaced");
+                        tracing::debug!(
+                            node = node.name,
+                            services = snapshot.services.len(),
+                            "service rules replaced"
+                        );
                         (applied, failures) = (text, 0);
                     }
                     Err(error) => {
                         failures += 1;
-                        tracing::error!(node = node.name, failures, "service rules not replaced, the old ones stay: {error:#}");
+                        tracing::error!(
+                            node = node.name,
+                            failures,
+                            "service rules not replaced, the old ones stay: {error:#}"
+                        );
                     }
                 }
             }

@@ -73,7 +73,8 @@ pub fn render(node: &Node, snapshot: &Snapshot) -> String {
         }
     }
     for family in &mut families {
-        family.self_calls.extend(self_calls.iter().filter(|ip| family.holds(**ip)));
+        let own: Vec<IpAddr> = self_calls.iter().copied().filter(|ip| family.holds(*ip)).collect();
+        family.self_calls.extend(own);
     }
     // Only chains that something leads to: headless Services have ports but no address to translate.
     let used: BTreeSet<&String> =

@@ -42,7 +42,11 @@ fn a_connection_to_a_service_goes_to_one_of_its_endpoints() {
         lines_with(&text, "numgen"),
         ["meta l4proto tcp dnat ip to numgen random mod 2 map { 0 : 10.1.0.1 . 8080, 1 : 10.1.0.2 . 8080 }"]
     );
-    assert_eq!(lines_with(&text, "10.1.0.1 . 10.1.0.1").len(), 1, "a pod may call itself through its Service");
+    assert_eq!(
+        lines_with(&text, "10.1.0.1 . 10.1.0.1").len(),
+        1,
+        "a pod may call itself through its Service"
+    );
 }
 
 #[test]
@@ -130,7 +134,11 @@ fn the_same_services_give_the_same_text() {
     let objects = [
         service("default", "web", json!({"clusterIP": "10.96.0.5", "ports": [{"port": 80}]})),
         slice("default", "web", json!([{"port": 8080}]), json!([{"addresses": ["10.1.0.1"]}])),
-        service("default", "udp", json!({"clusterIP": "10.96.0.6", "ports": [{"port": 53, "protocol": "UDP"}]})),
+        service(
+            "default",
+            "udp",
+            json!({"clusterIP": "10.96.0.6", "ports": [{"port": 53, "protocol": "UDP"}]}),
+        ),
         slice(
             "default",
             "udp",
