@@ -200,7 +200,7 @@ table inet {TABLE} {{
 		jump services
 	}}
 	chain output {{
-		type nat hook output priority dstnat; policy accept;
+		type nat hook output priority -100; policy accept;
 		jump services
 	}}
 	chain forward {{
