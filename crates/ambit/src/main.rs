@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 
 mod cmd;
+mod install;
 mod logging;
 
 #[derive(Parser)]
@@ -31,6 +32,8 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
+    // The only provider that is compiled in; choosing it again is no error.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let result = match Cli::parse().command {
         Command::Lab(args) => cmd::lab::run(args),
         Command::Install(args) => cmd::install::install(args),
