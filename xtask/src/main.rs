@@ -1,1 +1,52 @@
-fn main() {}
+//! Developer commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask ci`.
+//!
+//! They need a Rust toolchain and nothing by hand: what is missing of Debian's packages they install themselves and
+//! say so. This crate stays free of heavy dependencies, so that its commands start at once.
+
+mod commands;
+mod packages;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of Ambit")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build, bring up a lab, and show Prometheus' scrapes becoming mutual TLS by two labels
+    Demo {
+        /// Arguments of `ambit demo`, such as --once --report FILE
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Run all tests
+    Test {
+        /// Arguments for the test runner, such as a filter
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Check format, lints and dependencies
+    Lint,
+    /// Everything that CI runs: lint, then test
+    Ci,
+}
+
+fn main() -> std::process::ExitCode {
+    let result = match Cli::parse().command {
+        Command::Demo { args } => commands::demo(&args),
+        Command::Test { args } => commands::test(&args),
+        Command::Lint => commands::lint(),
+        Command::Ci => commands::lint().and_then(|()| commands::test(&[])),
+    };
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

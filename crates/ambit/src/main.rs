@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 
 mod cmd;
+mod demo;
 mod install;
 mod logging;
 
@@ -17,6 +18,8 @@ struct Cli {
 enum Command {
     /// A whole cluster on this machine: pods are network namespaces, the Kubernetes API is in memory
     Lab(cmd::lab::Args),
+    /// Show it: a lab in which Prometheus' scrapes become mutual TLS by two labels
+    Demo(cmd::demo::Args),
     /// Install the mesh into the cluster of the current kubeconfig
     Install(cmd::install::InstallArgs),
     /// Remove the mesh; pods go on working in plaintext
@@ -36,6 +39,7 @@ fn main() -> std::process::ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let result = match Cli::parse().command {
         Command::Lab(args) => cmd::lab::run(args),
+        Command::Demo(args) => cmd::demo::run(args),
         Command::Install(args) => cmd::install::install(args),
         Command::Uninstall(args) => cmd::install::uninstall(args),
         Command::Control(args) => cmd::control::run(args),

@@ -2,6 +2,7 @@
 pub mod agent;
 pub mod cni;
 pub mod control;
+pub mod demo;
 pub mod install;
 pub mod lab;
 pub mod proxy;
