@@ -1,9 +1,96 @@
-//! `ambit control`.
+//! `ambit control`: the control plane, as it runs in its Deployment.
+
+use std::net::IpAddr;
 use std::process::ExitCode;
 
-#[derive(clap::Args)]
-pub struct Args {}
+use anyhow::Context;
+use control::{Account, Config, Ports};
 
-pub fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built yet")
+/// Settings; each has the environment variable that istiod's Deployment uses, where there is one.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Namespace the control plane runs in; its policies hold for the whole mesh
+    #[arg(long, env = "POD_NAMESPACE", default_value = "ambit-system")]
+    namespace: String,
+    /// Name of this pod
+    #[arg(long, env = "POD_NAME", default_value = "ambit-control")]
+    pod_name: String,
+    /// Name of this cluster
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    cluster_id: String,
+    /// Trust domain of every identity
+    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
+    trust_domain: String,
+    /// DNS domain of services
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
+    domain: String,
+    /// Revision; policies labelled with another one are left out
+    #[arg(long, env = "REVISION", default_value = "default")]
+    revision: String,
+    /// Address to listen on
+    #[arg(long, default_value = "0.0.0.0")]
+    bind: IpAddr,
+    /// Port of xDS and the certificate authority
+    #[arg(long, default_value_t = Ports::default().grpc)]
+    grpc_port: u16,
+    /// Port of /ready
+    #[arg(long, default_value_t = Ports::default().ready)]
+    ready_port: u16,
+    /// Port of /metrics
+    #[arg(long, default_value_t = Ports::default().monitoring)]
+    monitoring_port: u16,
+    /// Accounts of node proxies, namespace/name, comma-separated
+    #[arg(
+        long,
+        env = "CA_TRUSTED_NODE_ACCOUNTS",
+        value_delimiter = ',',
+        default_value = "ambit-system/ambit-proxy,ambit-system/ztunnel,istio-system/ztunnel"
+    )]
+    trusted_node_accounts: Vec<Account>,
+    /// Audiences of tokens, comma-separated
+    #[arg(long, env = "TOKEN_AUDIENCES", value_delimiter = ',', default_value = "istio-ca")]
+    token_audiences: Vec<String>,
+    /// Further DNS names for the serving certificate, comma-separated
+    #[arg(long, env = "ISTIOD_CUSTOM_HOST", value_delimiter = ',')]
+    extra_names: Vec<String>,
+}
+
+/// Runs until SIGTERM or Ctrl-C.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    super::super::logging::init();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let config = Config {
+        namespace: args.namespace,
+        pod_name: args.pod_name,
+        cluster: args.cluster_id,
+        trust_domain: args.trust_domain,
+        domain: args.domain,
+        revision: if args.revision.is_empty() { "default".into() } else { args.revision },
+        bind: args.bind,
+        ports: Ports { grpc: args.grpc_port, ready: args.ready_port, monitoring: args.monitoring_port },
+        trusted_node_accounts: args.trusted_node_accounts,
+        token_audiences: args.token_audiences,
+        extra_names: args.extra_names,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let client = kube::Client::try_default().await.context(
+            "no Kubernetes API to talk to; run in a pod with a service account, or set KUBECONFIG",
+        )?;
+        control::run(config, client, terminated()?).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Until the process is asked to end.
+fn terminated() -> anyhow::Result<impl Future<Output = ()> + Send> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }

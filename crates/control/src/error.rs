@@ -1,0 +1,69 @@
+//! Why the control plane cannot start or go on, one sentence each with what to do.
+
+use std::net::SocketAddr;
+
+/// Why the control plane stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A listener could not be made.
+    #[error(
+        "cannot listen on {address} for {purpose}: {source}; stop what uses the port or choose another one with {flag}"
+    )]
+    Listen {
+        /// Address.
+        address: SocketAddr,
+        /// What for.
+        purpose: &'static str,
+        /// The flag that changes it.
+        flag: &'static str,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The Kubernetes API refused.
+    #[error(
+        "the Kubernetes API does not let the control plane {what}: {message}; grant it with the ClusterRole that `ambit install` applies"
+    )]
+    Forbidden {
+        /// What was tried.
+        what: String,
+        /// What the API said.
+        message: String,
+    },
+    /// The Kubernetes API could not be reached or failed.
+    #[error("cannot {what}: {source}; is the Kubernetes API reachable from this pod?")]
+    Api {
+        /// What was tried.
+        what: String,
+        /// Cause.
+        source: Box<kube::Error>,
+    },
+    /// The stored certificate authority cannot be used.
+    #[error(
+        "the certificate authority in Secret {secret} cannot be used: {reason}; repair it, or delete the Secret to make a new root (every workload certificate is then renewed)"
+    )]
+    Authority {
+        /// `namespace/name`.
+        secret: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A setting makes no sense.
+    #[error("{0}")]
+    Setting(String),
+    /// Something inside ended that must not end.
+    #[error("{0} ended unexpectedly")]
+    Ended(&'static str),
+}
+
+impl Error {
+    /// Sorts an API error into what can be done about it.
+    pub fn api(what: impl Into<String>, source: kube::Error) -> Self {
+        let what = what.into();
+        match &source {
+            kube::Error::Api(status) if status.is_forbidden() => {
+                Self::Forbidden { what, message: status.message.clone() }
+            }
+            _ => Self::Api { what, source: Box::new(source) },
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The control plane from start to end: what depends on what, in order.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use kube::Client;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use wire::ca::istio_certificate_service_server::IstioCertificateServiceServer;
+
+use crate::auth::{Authenticator, KubernetesReviewer, Reviewer};
+use crate::ca::{Authority, CaServer, store};
+use crate::http::{Pages, Phase};
+use crate::metrics::Metrics;
+use crate::model::Settings;
+use crate::serve::{self, Serving};
+use crate::state::{self, Snapshot, State};
+use crate::xds::AdsServer;
+use crate::{Config, Error, http, lease, roots, watch as inputs};
+
+/// Lease of the replica that spreads the root certificate.
+const ROOTS_LEASE: &str = "istio-namespace-controller-election";
+/// How long the API may stay away at the start.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+/// How long open streams get to end.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// How often the serving certificate is looked at.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(60);
+
+/// Runs the control plane until `shutdown`.
+pub async fn run(
+    config: Config,
+    client: Client,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), Error> {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    // A port that is taken is said before anything is made.
+    let address = |port: u16| SocketAddr::new(config.bind, port);
+    let grpc = serve::reserve(address(config.ports.grpc))
+        .map_err(|source| listen_error(address(config.ports.grpc), "gRPC", "--grpc-port", source))?;
+    let ready = bind(address(config.ports.ready), "readiness", "--ready-port").await?;
+    let monitoring = bind(address(config.ports.monitoring), "monitoring", "--monitoring-port").await?;
+
+    let metrics = Arc::new(Metrics::default());
+    let (phase, phases) = watch::channel(Phase::Authority);
+    let (publish, snapshots) = watch::channel(Snapshot::default());
+    let (authority_known, authorities) = watch::channel(None::<Arc<Authority>>);
+    let pages = Pages {
+        phase: phases,
+        snapshots: snapshots.clone(),
+        authority: authorities,
+        metrics: metrics.clone(),
+    };
+    let mut tasks = Tasks::default();
+    tasks.spawn("the readiness server", serve_http(ready, http::readiness(pages.clone())));
+    tasks.spawn("the monitoring server", serve_http(monitoring, http::monitoring(pages)));
+
+    let mut shutdown = std::pin::pin!(shutdown);
+    let authority = tokio::select! {
+        authority = authority(&client, &config) => Arc::new(authority?),
+        () = &mut shutdown => return Ok(()),
+    };
+    authority_known.send_replace(Some(authority.clone()));
+    phase.send_replace(Phase::Listing);
+
+    let (events, heard) = mpsc::channel(1024);
+    let mut watches = inputs::all(&client, &events);
+    drop(events);
+    tasks.spawn("the state", state::own(State::new(settings(&config)), heard, publish));
+    let mut synced = snapshots.clone();
+    tokio::select! {
+        result = synced.wait_for(|snapshot| snapshot.synced) => {
+            result.map(drop).map_err(|_| Error::Ended("the state"))?;
+        }
+        ended = tasks.ended() => return Err(ended),
+        _ = watches.join_next() => return Err(Error::Ended("a watch")),
+        () = &mut shutdown => return Ok(()),
+    }
+    {
+        let snapshot = snapshots.borrow();
+        tracing::info!(
+            addresses = snapshot.addresses.len(),
+            policies = snapshot.policies.len(),
+            pods = snapshot.pods.len(),
+            "all inputs listed"
+        );
+    }
+
+    let certificates = |error: crate::ca::AuthorityError| Error::Authority {
+        secret: format!("{}/{}", config.namespace, store::SECRET),
+        reason: error.to_string(),
+    };
+    let serving =
+        Serving::new(&authority, config.serving_names(), SystemTime::now()).map_err(certificates)?;
+    let serving = Arc::new(serving);
+    let tls = serve::tls(serving.clone(), authority.root_bundle())?;
+    let listener = serve::listen(grpc)
+        .map_err(|source| listen_error(address(config.ports.grpc), "gRPC", "--grpc-port", source))?;
+    let (connections, accepted) = mpsc::channel(64);
+    tasks.spawn("the listener", serve::accept(listener, tls, connections));
+    tasks.spawn("certificate renewal", renew(serving, authority.clone()));
+
+    let (stop, stopped) = watch::channel(false);
+    let reviewer = Arc::new(KubernetesReviewer::new(client.clone(), config.token_audiences.clone()));
+    let server = services(&config, snapshots, reviewer, authority.clone(), metrics);
+    let mut server_stop = stopped.clone();
+    let server = server.serve_with_incoming_shutdown(ReceiverStream::new(accepted), async move {
+        let _ = server_stop.changed().await;
+    });
+    let mut server = tokio::spawn(server);
+
+    let (leading, leads) = watch::channel(false);
+    let me = format!("{}_{:08x}", config.pod_name, rand::random::<u32>());
+    let election = lease::lead(client.clone(), config.namespace.clone(), ROOTS_LEASE, me, leading, stopped);
+    let election = tokio::spawn(election);
+    tasks.spawn("root distribution", roots::distribute(client, authority.root_bundle().into(), leads));
+
+    phase.send_replace(Phase::Serving);
+    tracing::info!(address = %address(config.ports.grpc), "serving xDS and certificates");
+    let result = tokio::select! {
+        () = &mut shutdown => Ok(()),
+        ended = tasks.ended() => Err(ended),
+        _ = watches.join_next() => Err(Error::Ended("a watch")),
+        _ = &mut server => Err(Error::Ended("the gRPC server")),
+    };
+
+    phase.send_replace(Phase::Stopping);
+    stop.send_replace(true);
+    // Without inputs the state ends, without the state the streams do, and without streams the server.
+    watches.abort_all();
+    let orderly = async {
+        let _ = election.await;
+        if result.is_ok() {
+            let _ = (&mut server).await;
+        }
+    };
+    if tokio::time::timeout(STOP_PATIENCE, orderly).await.is_err() {
+        tracing::warn!("some clients did not let go in time");
+        server.abort();
+    }
+    result
+}
+
+/// The gRPC services.
+fn services(
+    config: &Config,
+    snapshots: watch::Receiver<Snapshot>,
+    reviewer: Arc<dyn Reviewer>,
+    authority: Arc<Authority>,
+    metrics: Arc<Metrics>,
+) -> tonic::transport::server::Router {
+    let trust_domain: Arc<str> = trust_domain(config).into();
+    let authenticator = Authenticator::new(
+        reviewer,
+        config.cluster.clone(),
+        trust_domain.to_string(),
+        config.trusted_node_accounts.clone(),
+        metrics.clone(),
+    );
+    let ads = AdsServer::new(snapshots.clone(), authenticator.clone(), metrics.clone());
+    let (_, authority) = watch::channel(authority);
+    let ca = CaServer::new(authority, snapshots, authenticator, trust_domain, metrics);
+    Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .max_connection_age(Duration::from_secs(30 * 60))
+        .max_connection_age_grace(Duration::from_secs(10))
+        .max_concurrent_streams(Some(10_000))
+        .add_service(ads)
+        .add_service(IstioCertificateServiceServer::new(ca))
+}
+
+/// `@` cannot stand in a trust domain; istiod writes a dot instead.
+fn trust_domain(config: &Config) -> String {
+    config.trust_domain.replace('@', ".")
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        cluster: config.cluster.as_str().into(),
+        trust_domain: trust_domain(config).into(),
+        domain: config.domain.as_str().into(),
+        root_namespace: config.namespace.as_str().into(),
+        revision: config.revision.as_str().into(),
+    }
+}
+
+/// The authority of the cluster. Permissions and the API itself may be a moment behind us when everything is
+/// installed at once; both are waited for, for a while.
+async fn authority(client: &Client, config: &Config) -> Result<Authority, Error> {
+    let deadline = tokio::time::Instant::now() + START_PATIENCE;
+    let trust_domain = trust_domain(config);
+    let mut pause = Duration::from_millis(250);
+    loop {
+        let attempt = store::load_or_create(client, &config.namespace, &trust_domain);
+        let error = match tokio::time::timeout_at(deadline, attempt).await {
+            Ok(Ok(authority)) => return Ok(authority),
+            Ok(Err(error @ (Error::Api { .. } | Error::Forbidden { .. }))) => error,
+            Ok(Err(error)) => return Err(error),
+            Err(_) => {
+                return Err(Error::Setting(format!(
+                    "the Kubernetes API did not answer within {} seconds; is it reachable from this pod?",
+                    START_PATIENCE.as_secs()
+                )));
+            }
+        };
+        if tokio::time::Instant::now() + pause >= deadline {
+            return Err(error);
+        }
+        tracing::warn!(%error, "trying again");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}
+
+async fn renew(serving: Arc<Serving>, authority: Arc<Authority>) {
+    let mut check = tokio::time::interval(CERTIFICATE_CHECK);
+    loop {
+        check.tick().await;
+        let now = SystemTime::now();
+        if serving.due(now) {
+            match serving.renew(&authority, now) {
+                Ok(()) => tracing::info!("serving certificate renewed"),
+                Err(error) => tracing::error!(%error, "serving certificate not renewed, trying again"),
+            }
+        }
+    }
+}
+
+async fn bind(address: SocketAddr, purpose: &'static str, flag: &'static str) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| listen_error(address, purpose, flag, source))
+}
+
+fn listen_error(
+    address: SocketAddr,
+    purpose: &'static str,
+    flag: &'static str,
+    source: std::io::Error,
+) -> Error {
+    Error::Listen { address, purpose, flag, source }
+}
+
+async fn serve_http(listener: TcpListener, pages: axum::Router) {
+    if let Err(error) = axum::serve(listener, pages).await {
+        tracing::error!(%error, "HTTP server ended");
+    }
+}
+
+/// Tasks that must not end while the control plane runs. They are stopped when this is dropped.
+#[derive(Default)]
+struct Tasks(JoinSet<&'static str>);
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(async move {
+            task.await;
+            name
+        });
+    }
+
+    /// When one has ended.
+    async fn ended(&mut self) -> Error {
+        match self.0.join_next().await {
+            Some(Ok(name)) => Error::Ended(name),
+            Some(Err(error)) => {
+                tracing::error!(%error, "a task failed");
+                Error::Ended("a task")
+            }
+            None => std::future::pending().await,
+        }
+    }
+}

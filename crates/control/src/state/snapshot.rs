@@ -1,0 +1,99 @@
+//! The state of the mesh at one moment, as everybody else reads it.
+
+use std::sync::Arc;
+
+use imbl::{HashMap, OrdMap};
+
+use super::shelf::Shelf;
+use crate::input::{Key, Pod};
+
+/// The state of the mesh at one moment. Clones share everything, so that readers hold it as long as they like.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Number of the last change; 0 before anything was published.
+    pub change: u64,
+    /// Every input has been listed once.
+    pub synced: bool,
+    /// Workloads and services.
+    pub addresses: Shelf,
+    /// Policies.
+    pub policies: Shelf,
+    /// Pods, for the node authorizer.
+    pub pods: Pods,
+}
+
+/// Node, namespace and account.
+type Slot = (Arc<str>, Arc<str>, Arc<str>);
+
+/// Who runs where.
+#[derive(Clone, Debug, Default)]
+pub struct Pods {
+    by_key: OrdMap<Key, Arc<Pod>>,
+    /// How many pods may hold an identity.
+    accounts: HashMap<Slot, usize>,
+}
+
+impl Pods {
+    /// A pod.
+    pub fn get(&self, key: &Key) -> Option<&Arc<Pod>> {
+        self.by_key.get(key)
+    }
+
+    /// How many pods there are.
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
+    /// Whether a node runs a pod of this account that the mesh carries.
+    pub fn runs(&self, node: &Arc<str>, namespace: &str, account: &str) -> bool {
+        self.accounts.contains_key(&(node.clone(), namespace.into(), account.into()))
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.by_key.values()
+    }
+
+    /// Pods of a namespace.
+    pub(super) fn of<'a>(&'a self, namespace: &'a Arc<str>) -> impl Iterator<Item = &'a Arc<Pod>> {
+        self.by_key
+            .range(Key::new(namespace.clone(), "")..)
+            .take_while(move |(key, _)| key.namespace == *namespace)
+            .map(|(_, pod)| pod)
+    }
+
+    pub(super) fn put(&mut self, pod: Arc<Pod>) {
+        if let Some(slot) = slot(&pod) {
+            *self.accounts.entry(slot).or_insert(0) += 1;
+        }
+        if let Some(old) = self.by_key.insert(pod.key.clone(), pod) {
+            self.leave(&old);
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: &Key) -> Option<Arc<Pod>> {
+        let old = self.by_key.remove(key)?;
+        self.leave(&old);
+        Some(old)
+    }
+
+    fn leave(&mut self, pod: &Pod) {
+        let Some(slot) = slot(pod) else { return };
+        if let Some(count) = self.accounts.get_mut(&slot) {
+            *count -= 1;
+            if *count == 0 {
+                self.accounts.remove(&slot);
+            }
+        }
+    }
+}
+
+/// Where a pod counts: it must be placed and not finished, for only then somebody may need its identity.
+fn slot(pod: &Pod) -> Option<Slot> {
+    let counts = !pod.finished() && !pod.node.is_empty();
+    counts.then(|| (pod.node.clone(), pod.key.namespace.clone(), pod.service_account.clone()))
+}

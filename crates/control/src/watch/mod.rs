@@ -1,0 +1,121 @@
+//! Hears of Kubernetes objects and tells the owner of the state.
+//!
+//! One task an input. Each lists, then watches, and lists again after whatever breaks the watch (an outage, 410 Gone,
+//! a restarted API server): what it tells is right after every list, and until the first one is told the control
+//! plane does not serve. An outage leaves the state as it was last known; nothing is ever forgotten because the API
+//! is silent.
+
+mod custom;
+
+use std::fmt::Debug;
+
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::state::{Delta, Event, Keyed};
+
+pub use custom::{AUTHORIZATION_POLICIES, CustomKind, PEER_AUTHENTICATIONS};
+
+/// Starts the watches of all inputs. They end when `events` is closed.
+pub fn all(client: &Client, events: &mpsc::Sender<Event>) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(builtin::<core::Pod, _>(client.clone(), "pods", events.clone(), Event::Pods));
+    tasks.spawn(builtin::<core::Node, _>(client.clone(), "nodes", events.clone(), Event::Nodes));
+    tasks.spawn(builtin::<core::Namespace, _>(
+        client.clone(),
+        "namespaces",
+        events.clone(),
+        Event::Namespaces,
+    ));
+    tasks.spawn(builtin::<core::Service, _>(client.clone(), "services", events.clone(), Event::Services));
+    tasks.spawn(builtin::<discovery::EndpointSlice, _>(
+        client.clone(),
+        "endpointslices",
+        events.clone(),
+        Event::Slices,
+    ));
+    tasks.spawn(custom::watch(client.clone(), AUTHORIZATION_POLICIES, events.clone(), Event::Authorizations));
+    tasks.spawn(custom::watch(client.clone(), PEER_AUTHENTICATIONS, events.clone(), Event::Peers));
+    tasks
+}
+
+/// Watches a kind that every cluster has.
+async fn builtin<K, T>(
+    client: Client,
+    name: &'static str,
+    events: mpsc::Sender<Event>,
+    wrap: fn(Delta<T>) -> Event,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    T: From<K> + Keyed + Send + 'static,
+{
+    let stream = watcher(Api::<K>::all(client), watcher::Config::default());
+    pump(stream, name, |object: K| Some(T::from(object)), key, &events, wrap).await;
+}
+
+fn key<K: Resource>(object: &K) -> crate::input::Key {
+    let meta = object.meta();
+    crate::input::Key::new(
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default(),
+    )
+}
+
+/// Carries what a watch says to the owner of the state, until nobody listens any more.
+///
+/// `read` reduces an object; one that cannot be read keeps its last readable form, so that a broken object neither
+/// blocks the others nor silently drops what stood there before.
+async fn pump<K, T>(
+    stream: impl futures::Stream<Item = watcher::Result<watcher::Event<K>>> + Send,
+    name: &'static str,
+    read: impl Fn(K) -> Option<T>,
+    key: impl Fn(&K) -> crate::input::Key,
+    events: &mpsc::Sender<Event>,
+    wrap: fn(Delta<T>) -> Event,
+) where
+    K: Clone + Debug + Send + 'static,
+{
+    let mut stream = std::pin::pin!(stream.default_backoff().into_stream());
+    let mut listing: Vec<T> = Vec::new();
+    let mut failing = false;
+    while let Some(heard) = stream.next().await {
+        let event = match heard {
+            Ok(event) => event,
+            Err(error) => {
+                // Said once an outage, not once a try.
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(input = name, error = %error, "watch broken, trying again until the API answers");
+                }
+                continue;
+            }
+        };
+        if std::mem::replace(&mut failing, false) {
+            tracing::info!(input = name, "watch works again");
+        }
+        let delta = match event {
+            watcher::Event::Init => {
+                listing.clear();
+                continue;
+            }
+            watcher::Event::InitApply(object) => {
+                listing.extend(read(object));
+                continue;
+            }
+            watcher::Event::InitDone => Delta::All(std::mem::take(&mut listing)),
+            watcher::Event::Apply(object) => match read(object) {
+                Some(object) => Delta::Put(object),
+                None => continue,
+            },
+            watcher::Event::Delete(object) => Delta::Gone(key(&object)),
+        };
+        if events.send(wrap(delta)).await.is_err() {
+            return;
+        }
+    }
+}
