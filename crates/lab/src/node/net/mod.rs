@@ -14,6 +14,7 @@ pub mod services;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use kube::{Api, Client};
 use netns::NetNs;
 use tokio::sync::watch;
 
-use crate::node::Config;
+use crate::node::{Config, layout};
 use model::{ServiceKey, Snapshot};
 pub use plumbing::BRIDGE;
 
@@ -41,9 +42,16 @@ type Shared = Option<Arc<Snapshot>>;
 /// Call it within a Tokio runtime and before the first pod starts. It fails when the namespace cannot be prepared
 /// or an address is taken; what breaks later is logged and tried again.
 pub fn start(config: &Config, client: Client) -> anyhow::Result<()> {
-    let ns = NetNs::open(&config.netns)?;
+    let ns = NetNs::open(inside(layout::NODE_NETNS, &config.netns))?;
     start_in(&ns, config, client)
         .with_context(|| format!("node {}: cannot serve Services and names", config.name))
+}
+
+/// What a furnished node has in its own corner, because its private `/run` and `/etc` hide the host's; elsewhere,
+/// as in tests, the host's own.
+fn inside<'a>(corner: &'a str, elsewhere: &'a Path) -> &'a Path {
+    let corner = Path::new(corner);
+    if corner.exists() { corner } else { elsewhere }
 }
 
 fn start_in(ns: &NetNs, config: &Config, client: Client) -> anyhow::Result<()> {

@@ -2,12 +2,15 @@
 //! bound. On a machine without a network that is a quick "no".
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 
 use super::Over;
+use crate::node::layout;
+use crate::node::net::inside;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// How long each resolver of the host has. Clients give up after some five seconds.
@@ -25,7 +28,8 @@ impl Forward {
     /// Those of the host's `resolv.conf`, which is read once; `not` is the cluster's own resolver.
     pub fn from_host(not: IpAddr) -> Self {
         // Unreadable is the same as empty: nobody to ask.
-        let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+        let path = inside(layout::RESOLV_CONF, Path::new(RESOLV_CONF));
+        let text = std::fs::read_to_string(path).unwrap_or_default();
         Self { servers: servers(&text, not) }
     }
 
