@@ -13,6 +13,7 @@ mod layout;
 pub mod net;
 mod runtime;
 mod sandbox;
+pub mod server;
 mod spawn;
 mod stage;
 mod volumes;

@@ -105,14 +105,26 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     });
 
     super::net::start(&config, client.clone()).context("cannot set up services and names")?;
-    // The kubelet server publishes its port here once it serves.
-    let port = None;
-    tokio::spawn(node_object::keep(config.clone(), client.clone(), port));
+    let authorities = authorities_pem(cluster.root_cert.as_deref().unwrap_or_default());
+    let port = super::server::start(context.registry.clone(), authorities).context("cannot serve logs and exec")?;
+    tokio::spawn(node_object::keep(config.clone(), client.clone(), Some(port)));
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         ended = follow(context) => ended,
         _ = terminate.recv() => Ok(()),
     }
+}
+
+/// The certificates of a kubeconfig's authorities as PEM: whose clients the kubelet server believes.
+fn authorities_pem(certificates: &[Vec<u8>]) -> String {
+    use base64::Engine;
+    certificates
+        .iter()
+        .map(|der| {
+            let text = base64::engine::general_purpose::STANDARD.encode(der);
+            format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+        })
+        .collect()
 }
 
 /// What a worker is told.
