@@ -2,4 +2,5 @@
 //! network namespaces. It exists so that the mesh can be run, tested and shown without a cluster; everything
 //! above it is the production code talking to this API.
 
+pub mod api;
 pub mod node;
