@@ -12,6 +12,8 @@ pub mod auth;
 pub mod ca;
 mod config;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod http;
 pub mod input;
 mod lease;

@@ -1,0 +1,95 @@
+//! Objects for tests, written as they stand in a manifest.
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use serde_json::{Value, json};
+
+use crate::input::{AuthorizationPolicy, Namespace, Node, PeerAuthentication, Pod, Service, Slice};
+use crate::model::Settings;
+
+pub(crate) fn settings() -> Settings {
+    Settings {
+        cluster: "Kubernetes".into(),
+        trust_domain: "cluster.local".into(),
+        domain: "cluster.local".into(),
+        root_namespace: "ambit-system".into(),
+        revision: "default".into(),
+    }
+}
+
+/// Lays `over` over `base`, object by object.
+pub(crate) fn merge(base: &mut Value, over: Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                merge(base.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (base, over) => *base = over,
+    }
+}
+
+fn object<K: serde::de::DeserializeOwned>(mut base: Value, over: Value) -> K {
+    merge(&mut base, over);
+    serde_json::from_value(base).expect("a manifest")
+}
+
+/// A ready, captured pod of namespace shop on node n1, with `over` laid over it.
+pub(crate) fn pod(name: &str, ip: &str, over: Value) -> Pod {
+    let base = json!({
+        "metadata": {
+            "name": name, "namespace": "shop", "uid": format!("uid-{name}"), "labels": { "app": "web" },
+            "annotations": { "ambient.istio.io/redirection": "enabled" },
+        },
+        "spec": {
+            "nodeName": "n1", "serviceAccountName": "web",
+            "containers": [{ "name": "c", "ports": [{ "name": "http", "containerPort": 8080 }] }],
+        },
+        "status": {
+            "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }],
+            "conditions": [{ "type": "Ready", "status": "True" }],
+        },
+    });
+    object::<core::Pod>(base, over).into()
+}
+
+/// A service of namespace shop that selects `app: web`.
+pub(crate) fn service(name: &str, vip: &str, over: Value) -> Service {
+    let base = json!({
+        "metadata": { "name": name, "namespace": "shop" },
+        "spec": {
+            "selector": { "app": "web" }, "clusterIP": vip, "clusterIPs": [vip],
+            "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }],
+        },
+    });
+    object::<core::Service>(base, over).into()
+}
+
+pub(crate) fn node(name: &str, labels: Value) -> Node {
+    object::<core::Node>(json!({ "metadata": { "name": name, "labels": labels } }), json!({})).into()
+}
+
+pub(crate) fn namespace(name: &str, over: Value) -> Namespace {
+    object::<core::Namespace>(json!({ "metadata": { "name": name } }), over).into()
+}
+
+pub(crate) fn slice(name: &str, service: &str, over: Value) -> Slice {
+    let base = json!({
+        "metadata": { "name": name, "namespace": "shop", "labels": { "kubernetes.io/service-name": service } },
+        "addressType": "IPv4", "endpoints": [], "ports": [{ "name": "http", "port": 8080, "protocol": "TCP" }],
+    });
+    object::<discovery::EndpointSlice>(base, over).into()
+}
+
+pub(crate) fn authorization(namespace: &str, name: &str, spec: Value) -> AuthorizationPolicy {
+    dynamic(namespace, name, spec).try_into().expect("a policy")
+}
+
+pub(crate) fn peer(namespace: &str, name: &str, spec: Value) -> PeerAuthentication {
+    dynamic(namespace, name, spec).try_into().expect("a policy")
+}
+
+fn dynamic(namespace: &str, name: &str, spec: Value) -> kube::core::DynamicObject {
+    let base = json!({ "metadata": { "name": name, "namespace": namespace }, "spec": spec });
+    serde_json::from_value(base).expect("an object")
+}
