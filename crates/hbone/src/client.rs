@@ -65,7 +65,9 @@ pub enum OpenError {
         reason: String,
     },
     /// No answer in time.
-    #[error("{peer} did not answer CONNECT within {within:?}; does the application behind it accept connections?")]
+    #[error(
+        "{peer} did not answer CONNECT within {within:?}; does the application behind it accept connections?"
+    )]
     Timeout {
         /// The peer.
         peer: SocketAddr,
@@ -97,7 +99,8 @@ impl Tunnel {
         // Goes nowhere: SNI is switched off and the verifier looks at identities only.
         let name = ServerName::IpAddress(peer.ip().into());
         let connect = tokio_rustls::TlsConnector::from(config).connect(name, io);
-        let stream = timeout(within, connect).await.map_err(|_| HandshakeError::TlsTimeout { peer, within })?;
+        let stream =
+            timeout(within, connect).await.map_err(|_| HandshakeError::TlsTimeout { peer, within })?;
         let stream = stream.map_err(|error| HandshakeError::from_io(peer, error))?;
         let identity = identities(stream.get_ref().1.peer_certificates())
             .into_iter()
@@ -128,7 +131,8 @@ impl Tunnel {
             Ok::<_, h2::Error>((requests, connection, pings))
         };
         let done = timeout(within, http2).await.map_err(|_| HandshakeError::Http2Timeout { peer, within })?;
-        let (requests, mut connection, pings) = done.map_err(|error| HandshakeError::from_h2(peer, &error))?;
+        let (requests, mut connection, pings) =
+            done.map_err(|error| HandshakeError::from_h2(peer, &error))?;
         let (closing, closed) = watch::channel(false);
         let mut keepalive =
             pings.map(|pings| Keepalive::new(pings, settings.ping_interval, settings.ping_timeout));
@@ -204,4 +208,3 @@ impl Tunnel {
         self.peer
     }
 }
-

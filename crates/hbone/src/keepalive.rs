@@ -26,7 +26,9 @@ impl Keepalive {
     /// whoever drives the connection.
     pub(crate) fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if self.waiting && let Poll::Ready(Ok(_)) = self.pings.poll_pong(cx) {
+            if self.waiting
+                && let Poll::Ready(Ok(_)) = self.pings.poll_pong(cx)
+            {
                 self.waiting = false;
                 self.timer.as_mut().reset(Instant::now() + self.interval);
             }

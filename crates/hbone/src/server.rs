@@ -58,7 +58,8 @@ where
         let within = settings.handshake_timeout;
         let config = tls::server_config(credential)?;
         let accept = tokio_rustls::TlsAcceptor::from(config).accept(io);
-        let stream = timeout(within, accept).await.map_err(|_| HandshakeError::TlsTimeout { peer, within })?;
+        let stream =
+            timeout(within, accept).await.map_err(|_| HandshakeError::TlsTimeout { peer, within })?;
         let stream = stream.map_err(|error| HandshakeError::from_io(peer, error))?;
         let identity = identities(stream.get_ref().1.peer_certificates())
             .into_iter()
@@ -72,7 +73,8 @@ where
             .max_send_buffer_size(SEND_BUFFER)
             .max_concurrent_streams(settings.max_streams)
             .handshake(stream);
-        let http2 = timeout(within, http2).await.map_err(|_| HandshakeError::Http2Timeout { peer, within })?;
+        let http2 =
+            timeout(within, http2).await.map_err(|_| HandshakeError::Http2Timeout { peer, within })?;
         let mut connection = http2.map_err(|error| HandshakeError::from_h2(peer, &error))?;
         let keepalive = connection
             .ping_pong()
@@ -154,4 +156,3 @@ impl Responder {
         let _ = poll_fn(|cx| self.response.poll_reset(cx)).await;
     }
 }
-

@@ -90,6 +90,8 @@ impl SendHalf {
     /// Resolves when the peer resets the stream, with what a socket would have said.
     pub fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let error = match ready!(self.send.poll_reset(cx)) {
+            // It wants no more, but what it has sent is still to be read.
+            Ok(Reason::NO_ERROR) => return Poll::Pending,
             Ok(reason) => reset_error(reason),
             Err(error) => connection_error(&error),
         };

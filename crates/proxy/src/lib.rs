@@ -1,1 +1,28 @@
-//! placeholder
+//! The node proxy: one process a node that carries the traffic of the node's enrolled pods.
+//!
+//! `path` is the sentence everything else exists for: accept → identify → decide → authorize → dial → copy →
+//! account. `pods` owns the listeners inside the pods' namespaces, `pool` the tunnels, `certs` the certificates,
+//! `xds` the view of the mesh, `flows` the accounting, `http` the proxy's own servers.
+//!
+//! Decisions are made in [`mesh`] and the protocol of tunnels is in [`hbone`]; this crate does the IO.
+
+mod certs;
+mod config;
+mod context;
+mod copy;
+mod failure;
+mod flows;
+mod grpc;
+mod http;
+pub mod logging;
+mod path;
+mod pods;
+mod pool;
+mod ready;
+mod run;
+mod sockets;
+mod views;
+mod xds;
+
+pub use config::{Config, ConfigError, Keepalive, Own, Ports, Remote, Root, Token};
+pub use run::{RunError, run, run_with_log};

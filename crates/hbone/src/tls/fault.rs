@@ -97,13 +97,15 @@ impl fmt::Display for PeerFault {
             Self::WrongTrustDomain { got, expected } => {
                 write!(f, "presented {}, which is not of our trust domain {expected}", list(got))
             }
-            Self::NoIdentity => f.write_str("presented a certificate without a SPIFFE identity of a workload"),
+            Self::NoIdentity => {
+                f.write_str("presented a certificate without a SPIFFE identity of a workload")
+            }
             Self::NoCertificate => f.write_str("presented no certificate"),
             Self::Expired => f.write_str("presented a certificate that has expired: are the clocks right?"),
             Self::NotYetValid => f.write_str("presented a certificate not valid yet: are the clocks right?"),
-            Self::UnknownIssuer => {
-                f.write_str("presented a certificate that no root of the mesh has signed: is it of another mesh?")
-            }
+            Self::UnknownIssuer => f.write_str(
+                "presented a certificate that no root of the mesh has signed: is it of another mesh?",
+            ),
             Self::Revoked => f.write_str("presented a certificate that has been revoked"),
             Self::WrongPurpose => f.write_str("presented a certificate that is not meant for this use"),
             Self::Invalid(why) => write!(f, "presented an invalid certificate: {why}"),
@@ -167,8 +169,12 @@ impl HandshakeError {
 
     pub(crate) fn from_io(peer: SocketAddr, error: io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(rustls::Error::InvalidCertificate(error)) => Self::Peer { peer, fault: PeerFault::of(error) },
-            Some(rustls::Error::NoCertificatesPresented) => Self::Peer { peer, fault: PeerFault::NoCertificate },
+            Some(rustls::Error::InvalidCertificate(error)) => {
+                Self::Peer { peer, fault: PeerFault::of(error) }
+            }
+            Some(rustls::Error::NoCertificatesPresented) => {
+                Self::Peer { peer, fault: PeerFault::NoCertificate }
+            }
             _ => Self::Tls { peer, reason: error.to_string() },
         }
     }

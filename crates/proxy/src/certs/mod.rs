@@ -1,0 +1,223 @@
+//! The certificates of this node's workloads: fetched before the first byte needs them, renewed at half life, kept
+//! while the authority is away, forgotten when the last workload of an identity leaves. Keys live in memory only.
+
+mod ca;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hbone::Credential;
+use mesh::Identity;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::AbortHandle;
+
+use crate::config::Config;
+use crate::grpc::Connector;
+use ca::Authority;
+
+/// Requests to the authority at once.
+const IN_FLIGHT: usize = 8;
+/// How long a connection waits for the very first certificate of an identity.
+const FIRST_WAIT: Duration = Duration::from_secs(10);
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(150);
+
+/// Why there is no certificate.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CertError {
+    /// The authority did not give one.
+    #[error("certificate authority {address}: {reason}")]
+    Authority {
+        /// The authority.
+        address: String,
+        /// What happened.
+        reason: String,
+    },
+    /// It has expired, and renewal failed.
+    #[error("certificate expired for {identity}; renewal failing because: {reason}")]
+    Expired {
+        /// Whose.
+        identity: Identity,
+        /// Why there is no newer one.
+        reason: String,
+    },
+    /// Not there yet.
+    #[error("no certificate for {identity} within {FIRST_WAIT:?}")]
+    Timeout {
+        /// Whose.
+        identity: Identity,
+    },
+}
+
+/// What is known of the certificate of one identity.
+#[derive(Clone, Debug)]
+pub enum State {
+    /// Asked for the first time.
+    Initializing,
+    /// There is one; the text says why its renewal is failing, if it is.
+    Available(Arc<Credential>, Option<String>),
+    /// There is none.
+    Unavailable(CertError),
+}
+
+/// All certificates. Clones share them.
+#[derive(Clone)]
+pub struct Certs(Arc<Inner>);
+
+struct Inner {
+    authority: Arc<Authority>,
+    in_flight: Arc<Semaphore>,
+    entries: Mutex<BTreeMap<Identity, Entry>>,
+}
+
+struct Entry {
+    state: watch::Receiver<State>,
+    task: AbortHandle,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Certs {
+    /// Certificates from the authority that `config` names.
+    pub fn new(config: &Config) -> Self {
+        let connector = Connector::new(config.ca.clone(), config.cluster_id.clone());
+        Self(Arc::new(Inner {
+            authority: Arc::new(Authority::new(connector, config.secret_ttl)),
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
+            entries: Mutex::default(),
+        }))
+    }
+
+    /// The identities that this node needs from now on; others are forgotten.
+    pub fn want(&self, identities: &BTreeSet<Identity>) {
+        let mut entries = self.0.entries.lock();
+        let gone: Vec<Identity> =
+            entries.keys().filter(|known| !identities.contains(known)).cloned().collect();
+        for identity in gone {
+            entries.remove(&identity);
+        }
+        for identity in identities {
+            self.entry(&mut entries, identity);
+        }
+    }
+
+    fn entry(&self, entries: &mut BTreeMap<Identity, Entry>, identity: &Identity) -> watch::Receiver<State> {
+        if let Some(entry) = entries.get(identity) {
+            return entry.state.clone();
+        }
+        let (publish, state) = watch::channel(State::Initializing);
+        let keep = keep(self.0.authority.clone(), self.0.in_flight.clone(), identity.clone(), publish);
+        let task = tokio::spawn(keep).abort_handle();
+        entries.insert(identity.clone(), Entry { state: state.clone(), task });
+        state
+    }
+
+    /// A valid certificate for `identity`. Waits, bounded, only while the first one is being fetched.
+    pub async fn get(&self, identity: &Identity) -> Result<Arc<Credential>, CertError> {
+        let mut state = {
+            let mut entries = self.0.entries.lock();
+            self.entry(&mut entries, identity)
+        };
+        let timeout = || CertError::Timeout { identity: identity.clone() };
+        let settled = state.wait_for(|state| !matches!(state, State::Initializing));
+        let settled = tokio::time::timeout(FIRST_WAIT, settled).await.map_err(|_| timeout())?;
+        match &*settled.map_err(|_| timeout())? {
+            State::Available(credential, failing) => {
+                if credential.validity().holds_at(SystemTime::now()) {
+                    return Ok(credential.clone());
+                }
+                let reason = failing.clone().unwrap_or_else(|| "it is being renewed".into());
+                Err(CertError::Expired { identity: identity.clone(), reason })
+            }
+            State::Unavailable(error) => Err(error.clone()),
+            State::Initializing => Err(timeout()),
+        }
+    }
+
+    /// All identities and their state, for dumps.
+    pub fn snapshot(&self) -> Vec<(Identity, State)> {
+        let entries = self.0.entries.lock();
+        entries.iter().map(|(identity, entry)| (identity.clone(), entry.state.borrow().clone())).collect()
+    }
+}
+
+/// Fetches and renews the certificate of one identity for as long as somebody holds its state.
+async fn keep(
+    authority: Arc<Authority>,
+    in_flight: Arc<Semaphore>,
+    identity: Identity,
+    publish: watch::Sender<State>,
+) {
+    let mut retry = FIRST_RETRY;
+    let mut current: Option<Arc<Credential>> = None;
+    while !publish.is_closed() {
+        let result = {
+            let Ok(_turn) = in_flight.acquire().await else { return };
+            authority.issue(&identity).await
+        };
+        let pause = match result {
+            Ok(credential) => {
+                retry = FIRST_RETRY;
+                let credential = Arc::new(credential);
+                let pause = renewal(credential.validity().not_after, SystemTime::now(), rand::random());
+                tracing::info!(%identity, next_in = ?pause, "certificate issued");
+                current = Some(credential.clone());
+                publish.send_replace(State::Available(credential, None));
+                pause
+            }
+            Err(error) => {
+                let valid = current.clone().filter(|held| held.validity().holds_at(SystemTime::now()));
+                match valid {
+                    Some(held) => {
+                        tracing::warn!(%identity, %error, "renewal failed, the certificate is still valid");
+                        publish.send_replace(State::Available(held, Some(error.to_string())));
+                    }
+                    None => {
+                        tracing::error!(%identity, %error, "no certificate");
+                        let error = match current.take() {
+                            Some(_) => {
+                                CertError::Expired { identity: identity.clone(), reason: error.to_string() }
+                            }
+                            None => error,
+                        };
+                        publish.send_replace(State::Unavailable(error));
+                    }
+                }
+                let pause = jitter(retry, rand::random());
+                retry = (retry * 2).min(LAST_RETRY);
+                // The back-off must not outlast the certificate that it is to replace.
+                match &current {
+                    Some(held) => pause.min(renewal(held.validity().not_after, SystemTime::now(), 0)),
+                    None => pause,
+                }
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = publish.closed() => return,
+        }
+    }
+}
+
+/// When half of what is left of a certificate's life is over, up to a tenth earlier, so that a node's certificates
+/// are not all renewed at once.
+fn renewal(not_after: SystemTime, now: SystemTime, random: u32) -> Duration {
+    let left = not_after.duration_since(now).unwrap_or_default();
+    let half = left / 2;
+    let early = half.mul_f64(0.1 * f64::from(random) / f64::from(u32::MAX));
+    (half - early).max(Duration::from_secs(1))
+}
+
+/// ±20 %.
+fn jitter(pause: Duration, random: u32) -> Duration {
+    pause.mul_f64(0.8 + 0.4 * f64::from(random) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests;

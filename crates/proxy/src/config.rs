@@ -1,0 +1,170 @@
+//! What the proxy is told by its environment, parsed once.
+//!
+//! Names and defaults are those of the reference (data-plane.md §12), so that existing manifests work; the
+//! addresses of the control plane alone are our own. A value that cannot be understood is an error at the start
+//! that names the variable, never a silent default.
+
+mod env;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use env::ConfigError;
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Config {
+    /// Node this proxy serves (`NODE_NAME`); workloads of others are never ours.
+    pub node: Option<String>,
+    /// Network of this node's pods (`NETWORK`).
+    pub network: String,
+    /// Cluster (`CLUSTER_ID`, `ISTIO_META_CLUSTER_ID`).
+    pub cluster_id: String,
+    /// DNS domain of the cluster (`CLUSTER_DOMAIN`).
+    pub cluster_domain: String,
+    /// The proxy's own pod.
+    pub own: Own,
+    /// Control plane; none: no workload API.
+    pub xds: Option<Remote>,
+    /// Certificate authority.
+    pub ca: Remote,
+    /// Lifetime asked for certificates (`SECRET_TTL`).
+    pub secret_ttl: Duration,
+    /// Socket of the node agent (`INPOD_UDS`).
+    pub zds: PathBuf,
+    /// Mark on everything opened inside a pod (`PACKET_MARK`).
+    pub mark: u32,
+    /// Whether an old and a new proxy may listen at once (`INPOD_PORT_REUSE`).
+    pub port_reuse: bool,
+    /// Whether applications see the client's address (`ENABLE_ORIG_SRC`); none: where it works.
+    pub original_source: Option<bool>,
+    /// Whether IPv6 is used (`IPV6_ENABLED`).
+    pub ipv6: bool,
+    /// TCP keepalive.
+    pub keepalive: Keepalive,
+    /// Streams a tunnel carries at most (`POOL_MAX_STREAMS_PER_CONNECTION`).
+    pub pool_max_streams: usize,
+    /// How long an unused tunnel is kept (`POOL_UNUSED_RELEASE_TIMEOUT`).
+    pub pool_idle: Duration,
+    /// Sizes of HTTP/2 (`HTTP2_STREAM_WINDOW_SIZE` …).
+    pub stream_window: u32,
+    #[allow(missing_docs)]
+    pub connection_window: u32,
+    #[allow(missing_docs)]
+    pub frame_size: u32,
+    /// Whether our workload is described to clients (`ENABLE_RESPONSE_BAGGAGE`).
+    pub response_baggage: bool,
+    /// How long running connections may go on after SIGTERM.
+    pub termination_deadline: Duration,
+    /// Worker threads.
+    pub workers: usize,
+    /// Ports of the proxy's own servers.
+    pub ports: Ports,
+}
+
+/// The proxy's own pod, when known; its metrics are then served over the mesh, too.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Own {
+    pub name: Option<String>,
+    pub namespace: Option<String>,
+    pub service_account: Option<String>,
+    pub ip: Option<IpAddr>,
+}
+
+/// A gRPC server and how we prove ourselves to it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Remote {
+    /// `https://host:port`, or `http://…` without TLS.
+    pub address: String,
+    /// What its certificate is checked against.
+    pub root: Root,
+    /// Name its certificate must have, when not that of the address.
+    pub alt_hostname: Option<String>,
+    /// Token that is sent; read anew for each call.
+    #[serde(skip)]
+    pub token: Token,
+    /// Further headers of each call.
+    pub headers: Vec<(String, String)>,
+}
+
+/// Where root certificates come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub enum Root {
+    File(PathBuf),
+    Pem(String),
+    System,
+}
+
+/// Where a token comes from.
+#[derive(Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Token {
+    File(PathBuf),
+    Literal(String),
+    None,
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "File({})", path.display()),
+            Self::Literal(_) => f.write_str("Literal(…)"),
+            Self::None => f.write_str("None"),
+        }
+    }
+}
+
+/// TCP keepalive of the connections that we carry.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Keepalive {
+    pub enabled: bool,
+    pub time: Duration,
+    pub interval: Duration,
+    pub retries: u32,
+    /// Unacknowledged data ends a connection after the same budget.
+    pub user_timeout: bool,
+}
+
+/// Ports of the proxy's own servers; 0 lets the kernel choose, for tests.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Ports {
+    pub admin: u16,
+    pub stats: u16,
+    pub readiness: u16,
+}
+
+impl Config {
+    /// Reads the process's environment.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_vars(std::env::vars())
+    }
+
+    /// Reads variables.
+    pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        env::Vars::new(vars).config()
+    }
+
+    pub(crate) fn tunnel_settings(&self) -> hbone::Settings {
+        hbone::Settings {
+            stream_window: self.stream_window,
+            connection_window: self.connection_window,
+            frame_size: self.frame_size,
+            ..hbone::Settings::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,244 @@
+//! From environment variables to a [`Config`].
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Config, Keepalive, Own, Ports, Remote, Root, Token};
+
+/// A variable whose value cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}={value:?} cannot be understood: {expected}")]
+pub struct ConfigError {
+    /// The variable.
+    pub variable: String,
+    /// What it holds.
+    pub value: String,
+    /// What it should hold.
+    pub expected: String,
+}
+
+const CONTROL_IN_CLUSTER: &str = "https://ambit-control.ambit-system.svc:15012";
+const CONTROL_ELSEWHERE: &str = "https://localhost:15012";
+
+pub(super) struct Vars(BTreeMap<String, String>);
+
+impl Vars {
+    pub(super) fn new(vars: impl IntoIterator<Item = (String, String)>) -> Self {
+        Self(vars.into_iter().collect())
+    }
+
+    pub(super) fn config(&self) -> Result<Config, ConfigError> {
+        let defaults = hbone::Settings::default();
+        let control = match self.text("KUBERNETES_SERVICE_HOST") {
+            Some(_) => CONTROL_IN_CLUSTER,
+            None => CONTROL_ELSEWHERE,
+        };
+        if let Some(mode) = self.text("PROXY_MODE").filter(|mode| *mode != "shared") {
+            return Err(error("PROXY_MODE", mode, "only `shared` is supported"));
+        }
+        let cluster_id = self.text("CLUSTER_ID").or_else(|| self.text("ISTIO_META_CLUSTER_ID"));
+        Ok(Config {
+            node: self.text("NODE_NAME").map(str::to_owned),
+            network: self.text("NETWORK").unwrap_or_default().to_owned(),
+            cluster_id: cluster_id.unwrap_or("Kubernetes").to_owned(),
+            cluster_domain: self.text("CLUSTER_DOMAIN").unwrap_or("cluster.local").to_owned(),
+            own: Own {
+                name: self.text("POD_NAME").map(str::to_owned),
+                namespace: self.text("POD_NAMESPACE").map(str::to_owned),
+                service_account: self.text("SERVICE_ACCOUNT").map(str::to_owned),
+                ip: self.parse("INSTANCE_IP", "an IP address")?,
+            },
+            // Set and empty switches the workload API off.
+            xds: match self.0.get("XDS_ADDRESS") {
+                Some(address) if address.trim().is_empty() => None,
+                _ => Some(self.remote("XDS", control)?),
+            },
+            ca: match self.0.get("CA_ADDRESS") {
+                Some(address) if address.trim().is_empty() => {
+                    return Err(error(
+                        "CA_ADDRESS",
+                        address,
+                        "without a certificate authority there is no mesh",
+                    ));
+                }
+                _ => self.remote("CA", control)?,
+            },
+            secret_ttl: self.duration("SECRET_TTL", Duration::from_secs(86400))?,
+            zds: self.text("INPOD_UDS").unwrap_or("/var/run/ztunnel/ztunnel.sock").into(),
+            mark: self.parse("PACKET_MARK", "a number")?.unwrap_or(1337),
+            port_reuse: self.flag("INPOD_PORT_REUSE")?.unwrap_or(true),
+            original_source: self.flag("ENABLE_ORIG_SRC")?,
+            ipv6: self.flag("IPV6_ENABLED")?.unwrap_or(true),
+            keepalive: Keepalive {
+                enabled: self.flag("KEEPALIVE_ENABLED")?.unwrap_or(true),
+                time: self.duration("KEEPALIVE_TIME", Duration::from_secs(180))?,
+                interval: self.duration("KEEPALIVE_INTERVAL", Duration::from_secs(180))?,
+                retries: self.parse("KEEPALIVE_RETRIES", "a number")?.unwrap_or(9),
+                user_timeout: self.flag("USER_TIMEOUT_ENABLED")?.unwrap_or(false),
+            },
+            pool_max_streams: self.at_least_one("POOL_MAX_STREAMS_PER_CONNECTION", 100)? as usize,
+            pool_idle: self.duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300))?,
+            stream_window: self.http2(
+                "HTTP2_STREAM_WINDOW_SIZE",
+                65_535,
+                MAX_WINDOW,
+                defaults.stream_window,
+            )?,
+            connection_window: self.http2(
+                "HTTP2_CONNECTION_WINDOW_SIZE",
+                65_535,
+                MAX_WINDOW,
+                defaults.connection_window,
+            )?,
+            frame_size: self.http2("HTTP2_FRAME_SIZE", 16_384, (1 << 24) - 1, defaults.frame_size)?,
+            response_baggage: self.flag("ENABLE_RESPONSE_BAGGAGE")?.unwrap_or(true),
+            termination_deadline: self.termination_deadline()?,
+            workers: self.workers()?,
+            ports: Ports { admin: 15000, stats: 15020, readiness: 15021 },
+        })
+    }
+
+    fn text(&self, variable: &str) -> Option<&str> {
+        self.0.get(variable).map(|value| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    fn parse<T: std::str::FromStr>(&self, variable: &str, expected: &str) -> Result<Option<T>, ConfigError> {
+        let parsed =
+            self.text(variable).map(|value| value.parse().map_err(|_| error(variable, value, expected)));
+        parsed.transpose()
+    }
+
+    fn flag(&self, variable: &str) -> Result<Option<bool>, ConfigError> {
+        let parsed = self.text(variable).map(|value| match value.to_ascii_lowercase().as_str() {
+            "true" | "1" => Ok(true),
+            "false" | "0" => Ok(false),
+            _ => Err(error(variable, value, "expected `true` or `false`")),
+        });
+        parsed.transpose()
+    }
+
+    fn duration(&self, variable: &str, default: Duration) -> Result<Duration, ConfigError> {
+        let Some(value) = self.text(variable) else { return Ok(default) };
+        duration(value)
+            .ok_or_else(|| error(variable, value, "expected a duration such as 500ms, 30s, 5m or 24h"))
+    }
+
+    fn at_least_one(&self, variable: &str, default: u32) -> Result<u32, ConfigError> {
+        match self.parse(variable, "a number")? {
+            Some(0) => Err(error(variable, "0", "expected a number of at least 1")),
+            other => Ok(other.unwrap_or(default)),
+        }
+    }
+
+    fn http2(&self, variable: &str, least: u32, most: u32, default: u32) -> Result<u32, ConfigError> {
+        let value: u32 = self.parse(variable, "a number of bytes")?.unwrap_or(default);
+        if (least..=most).contains(&value) {
+            return Ok(value);
+        }
+        Err(error(
+            variable,
+            &value.to_string(),
+            &format!("expected a number of bytes from {least} to {most}"),
+        ))
+    }
+
+    fn remote(&self, which: &str, default: &str) -> Result<Remote, ConfigError> {
+        let variable = format!("{which}_ADDRESS");
+        let address = self.text(&variable).unwrap_or(default);
+        let full = if address.contains("://") { address.to_owned() } else { format!("https://{address}") };
+        let uri: Result<http::Uri, _> = full.parse();
+        let usable = uri.is_ok_and(|uri| {
+            uri.host().is_some() && matches!(uri.scheme_str(), Some("http" | "https")) && uri.path() == "/"
+        });
+        if !usable {
+            return Err(error(&variable, address, "expected https://host:port"));
+        }
+        let root = self.text(&format!("{which}_ROOT_CA"));
+        let root = match root.unwrap_or("./var/run/secrets/istio/root-cert.pem") {
+            "SYSTEM" => Root::System,
+            text if text.contains("-----BEGIN") => Root::Pem(text.to_owned()),
+            path => Root::File(path.into()),
+        };
+        let prefix = format!("{which}_HEADER_");
+        let headers = self.0.iter().filter_map(|(name, value)| Some((name.strip_prefix(&prefix)?, value)));
+        Ok(Remote {
+            address: full,
+            root,
+            alt_hostname: self.text(&format!("ALT_{which}_HOSTNAME")).map(str::to_owned),
+            token: self.token(),
+            headers: headers.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect(),
+        })
+    }
+
+    /// A path when it looks like one, else the token itself.
+    fn token(&self) -> Token {
+        match self.0.get("AUTH_TOKEN").map(|token| token.trim()) {
+            Some("") => Token::None,
+            Some(token) if token.contains('/') || std::path::Path::new(token).exists() => {
+                Token::File(token.into())
+            }
+            Some(token) => Token::Literal(token.to_owned()),
+            None => Token::File(PathBuf::from("./var/run/secrets/tokens/istio-token")),
+        }
+    }
+
+    fn termination_deadline(&self) -> Result<Duration, ConfigError> {
+        if self.text("CONNECTION_TERMINATION_DEADLINE").is_some() {
+            return self.duration("CONNECTION_TERMINATION_DEADLINE", Duration::ZERO);
+        }
+        let grace: Option<u64> = self.parse("TERMINATION_GRACE_PERIOD_SECONDS", "a number of seconds")?;
+        let seconds = match grace {
+            Some(grace) if grace > 10 => grace - 5,
+            Some(grace) => grace.saturating_sub(1).max(1),
+            None => 5,
+        };
+        Ok(Duration::from_secs(seconds))
+    }
+
+    fn workers(&self) -> Result<usize, ConfigError> {
+        let variable = "ZTUNNEL_WORKER_THREADS";
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let Some(value) = self.text(variable) else { return Ok((cores / 4).max(2)) };
+        let wrong = || error(variable, value, "expected a number of threads or a percentage of the cores");
+        match value.strip_suffix('%') {
+            Some(percent) => {
+                let percent: usize = percent.parse().map_err(|_| wrong())?;
+                Ok((cores * percent.min(100) / 100).max(1))
+            }
+            None => match value.parse().map_err(|_| wrong())? {
+                0 => Ok(cores),
+                threads if threads <= 1024 => Ok(threads),
+                _ => Err(wrong()),
+            },
+        }
+    }
+}
+
+const MAX_WINDOW: u32 = (1 << 31) - 1;
+
+fn error(variable: &str, value: &str, expected: &str) -> ConfigError {
+    ConfigError { variable: variable.into(), value: value.into(), expected: expected.into() }
+}
+
+/// `500ms`, `30s`, `5m`, `24h`, also joined as in `1h30m`. A bare number is refused: its unit is a guess.
+fn duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|end| *end > 0)?;
+        let number: u64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let part = match &rest[..unit] {
+            "ms" => Duration::from_millis(number),
+            "s" => Duration::from_secs(number),
+            "m" => Duration::from_secs(number.checked_mul(60)?),
+            "h" => Duration::from_secs(number.checked_mul(3600)?),
+            _ => return None,
+        };
+        total = total.checked_add(part)?;
+        rest = &rest[unit..];
+    }
+    (!text.is_empty()).then_some(total)
+}

@@ -1,0 +1,106 @@
+//! Why a connection did not go well: what happened, to whom, and what to do; with the reason code and the flag that
+//! are the same in logs, metrics and dumps.
+
+use std::io;
+use std::net::SocketAddr;
+
+use ::http::StatusCode;
+use hbone::{HandshakeError, HeadError, OpenError};
+use mesh::{Authority, Refusal, ResponseFlag, Verdict};
+
+use crate::certs::CertError;
+use crate::pool::PoolError;
+use crate::sockets::ConnectError;
+
+/// Why a connection failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(
+        "unknown source: pod {namespace}/{name} (service account {service_account}) is not among the workloads of \
+         this node that the control plane has announced"
+    )]
+    UnknownPod { namespace: String, name: String, service_account: String },
+    #[error("no certificate: {0}")]
+    Certificate(#[from] CertError),
+    #[error("{0}")]
+    Connect(#[source] ConnectError),
+    #[error("{0}")]
+    Handshake(#[from] HandshakeError),
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    #[error("connection closed due to policy rejection: {0}")]
+    Denied(Verdict),
+    #[error("connection closed due to policy change: {0}")]
+    PolicyChange(Verdict),
+    #[error("{0}")]
+    Head(#[from] HeadError),
+    #[error("ip mismatch: {asked} was asked for at {at}, which is another pod")]
+    IpMismatch { asked: Authority, at: SocketAddr },
+    #[error("no valid destination: {0} names no service whose port leads to this workload")]
+    Unresolvable(Authority),
+    #[error("connection failed while bytes were copied: {0}")]
+    Copy(#[source] io::Error),
+    #[error("the client gave up before the connection was established")]
+    Abandoned,
+    #[error("cannot find out where the connection wanted to go: {0}")]
+    OriginalDestination(#[source] io::Error),
+    #[error("{0} has to be resolved by DNS, which this proxy does not do for workloads yet")]
+    Hostname(String),
+}
+
+impl Failure {
+    /// Reason code.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.code(),
+            Self::UnknownPod { .. } => "unknown_source",
+            Self::Certificate(_) => "no_certificate",
+            Self::Connect(ConnectError::Failed { .. }) => "connect_failed",
+            Self::Connect(ConnectError::Timeout { .. }) => "connect_timeout",
+            Self::Handshake(error) => error.code(),
+            Self::Open(OpenError::Refused { status: StatusCode::UNAUTHORIZED }) => "denied_by_peer",
+            Self::Open(OpenError::Refused { .. }) => "refused_by_peer",
+            Self::Open(OpenError::Timeout { .. }) => "connect_answer_timeout",
+            Self::Open(_) => "tunnel_broken",
+            Self::Pool(error) => error.code(),
+            Self::Denied(_) => "denied",
+            Self::PolicyChange(_) => "policy_change",
+            Self::Head(_) => "bad_request",
+            Self::IpMismatch { .. } => "ip_mismatch",
+            Self::Unresolvable(_) => "unresolvable",
+            Self::Copy(_) => "copy_failed",
+            Self::Abandoned => "abandoned",
+            Self::OriginalDestination(_) => "no_original_destination",
+            Self::Hostname(_) => "hostname",
+        }
+    }
+
+    /// The `response_flags` of the metrics (reference/data-plane.md §10). A source whose peer answered 401 says
+    /// DENY as the destination does.
+    pub(crate) fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::Denied(_)
+            | Self::PolicyChange(_)
+            | Self::Open(OpenError::Refused { status: StatusCode::UNAUTHORIZED }) => ResponseFlag::Deny,
+            Self::Open(OpenError::Closing(_) | OpenError::Broken { .. }) => ResponseFlag::H2HandshakeFailure,
+            Self::Certificate(_) => ResponseFlag::IdentityError,
+            Self::Handshake(error) => error.flag(),
+            Self::Pool(error) => error.flag(),
+            Self::Abandoned => ResponseFlag::None,
+            _ => ResponseFlag::Connect,
+        }
+    }
+
+    /// What a CONNECT request is answered.
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::Head(_) | Self::IpMismatch { .. } => StatusCode::BAD_REQUEST,
+            Self::Denied(_) => StatusCode::UNAUTHORIZED,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}

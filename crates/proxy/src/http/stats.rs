@@ -1,0 +1,104 @@
+//! Metrics in OpenMetrics text.
+
+use std::fmt::Write;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+
+use super::Shown;
+use crate::flows::escape;
+
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+pub(super) fn router(shown: Shown) -> Router {
+    Router::new().route("/metrics", get(metrics)).route("/stats/prometheus", get(metrics)).with_state(shown)
+}
+
+async fn metrics(State(shown): State<Shown>, headers: HeaderMap) -> impl IntoResponse {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let open = accept.contains("application/openmetrics-text");
+    let kind = if open { OPENMETRICS } else { PLAIN };
+    ([(header::CONTENT_TYPE, kind)], encode(&shown, open))
+}
+
+/// The classic text format has the suffix of counters in their TYPE line, too, and no end mark.
+pub(super) fn encode(shown: &Shown, open: bool) -> String {
+    let mut out = String::with_capacity(64 << 10);
+    shown.context.flows.encode(&mut out);
+    own(shown, &mut out);
+    if open {
+        out.push_str("# EOF\n");
+        return out;
+    }
+    let mut plain = String::with_capacity(out.len() + 1024);
+    for line in out.lines() {
+        let (start, rest) = match line.split_once(' ') {
+            Some(("#", rest)) => ("#", rest),
+            _ => ("", line),
+        };
+        match (start, rest.strip_suffix(" counter")) {
+            ("#", Some(named)) => {
+                let _ = writeln!(plain, "# {named}_total counter");
+            }
+            _ => {
+                plain.push_str(line);
+                plain.push('\n');
+            }
+        }
+    }
+    plain
+}
+
+fn own(shown: &Shown, out: &mut String) {
+    let context = &shown.context;
+    let mut gauge = |name: &str, help: &str, labels: &str, value: u64| {
+        let _ = writeln!(out, "# HELP {name} {help}.\n# TYPE {name} gauge\n{name}{labels} {value}");
+    };
+    let tag = format!("{{component=\"ztunnel\",tag=\"ambit-{}\"}}", env!("CARGO_PKG_VERSION"));
+    gauge("istio_build", "Build of the proxy", &tag, 1);
+    let (active, pending) = {
+        let pods = context.pods.lock();
+        let active = pods.values().filter(|state| state.pod.is_ok()).count();
+        (active as u64, (pods.len() - active) as u64)
+    };
+    gauge("workload_manager_active_proxy_count", "Pods that are served", "", active);
+    gauge("workload_manager_pending_proxy_count", "Pods that could not be served yet", "", pending);
+    gauge("ambit_series", "Label sets of the flow metrics", "", context.flows.series() as u64);
+    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
+        gauge("process_open_fds", "Open file descriptors", "", open.count() as u64);
+    }
+    if let Some(bytes) = resident_bytes() {
+        gauge("process_resident_memory_bytes", "Resident memory", "", bytes);
+    }
+    let (started, stopped) = context.stats.pods();
+    let terminations = shown.xds.terminations.load(std::sync::atomic::Ordering::Relaxed);
+    for (name, help, value) in [
+        ("workload_manager_proxies_started", "Pods served so far", started),
+        ("workload_manager_proxies_stopped", "Pods no longer served", stopped),
+        ("istio_xds_connection_terminations", "Streams from the control plane that ended", terminations),
+    ] {
+        let _ = writeln!(out, "# HELP {name} {help}.\n# TYPE {name} counter\n{name}_total {value}");
+    }
+    let messages = shown.xds.messages.lock();
+    for (name, help, bytes) in [
+        ("istio_xds_message", "Messages from the control plane", false),
+        ("istio_xds_message_bytes", "Bytes of messages from the control plane", true),
+    ] {
+        let _ = writeln!(out, "# HELP {name} {help}.\n# TYPE {name} counter");
+        for (url, counts) in messages.iter() {
+            let _ = write!(out, "{name}_total{{url=\"");
+            escape(out, url);
+            let _ = writeln!(out, "\"}} {}", if bytes { counts.1 } else { counts.0 });
+        }
+    }
+}
+
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * 4096)
+}
