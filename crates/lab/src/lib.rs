@@ -4,3 +4,6 @@
 
 pub mod api;
 pub mod node;
+pub mod controllers;
+pub mod app;
+pub mod up;
