@@ -30,6 +30,12 @@ pub mod zds {
     tonic::include_proto!("istio.workload.zds");
 }
 
+#[allow(missing_docs, clippy::all)]
+pub mod flow {
+    //! `ambit.flow.v1`: flows, from node proxies to the observer.
+    tonic::include_proto!("ambit.flow.v1");
+}
+
 mod convert;
 pub mod type_url;
 
