@@ -1,0 +1,466 @@
+//! One pod: what is wanted of it, what was done, and the steps between the two.
+//!
+//! Into the mesh: namespace → proxy (its listeners are bound) → rules → probes → annotation → older connections.
+//! Listeners come before rules, so a running pod never meets a closed port. Without a proxy a running pod is left
+//! as it is; a pod that was enrolled before keeps its rules (its traffic waits rather than leaks).
+//!
+//! Out of it: capture ends → annotation → probes → the connections the proxy holds become idle → proxy → the rest
+//! of the rules. Every step is tried; whatever failed brings the pod back. Each step may be done again.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use netns::NetNs;
+use wire::zds::WorkloadInfo;
+
+use super::plugin::Told;
+use super::{Node, note_outside, told_by_rules};
+use crate::eligibility::{REDIRECTION_ANNOTATION, Reason, Verdict, finished, judge};
+use crate::netns_of::remembered::Record;
+use crate::netns_of::{Wanted, addresses};
+use crate::older::{Policy, sweep};
+use crate::redirect::{self, Options};
+use crate::zds::{self, Workload};
+
+/// How long peers get at least to learn that a pod has left the mesh before its listeners go.
+const SETTLE: Duration = Duration::from_secs(1);
+/// How long the connections of a leaving pod may take to become idle.
+const LINGER: Duration = Duration::from_secs(5);
+/// How long one change of an annotation may take.
+const API_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What was done for a pod.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Member {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) netns: Option<NetNs>,
+    /// Path of the namespace, where CNI ADD told one.
+    path: Option<String>,
+    /// The rules that are in place in that namespace.
+    rules: Option<Options>,
+    ips: Vec<IpAddr>,
+    /// What the annotation was last set to by us.
+    announced: bool,
+    /// The reason why it is out of the mesh, logged when it changes.
+    waiting_for: Option<String>,
+}
+
+impl Member {
+    pub(super) fn is_enrolled(&self) -> bool {
+        self.rules.is_some() && self.announced
+    }
+}
+
+/// The addresses of a pod as its status says.
+pub(super) fn ips(pod: &Pod) -> Vec<IpAddr> {
+    let Some(status) = &pod.status else { return vec![] };
+    let all = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).chain(status.pod_ip.as_deref());
+    let mut ips: Vec<IpAddr> =
+        all.filter_map(|ip| ip.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical()).collect();
+    ips.sort();
+    ips.dedup();
+    ips
+}
+
+fn annotation(pod: &Pod) -> Option<&str> {
+    pod.annotations().get(REDIRECTION_ANNOTATION).map(String::as_str)
+}
+
+/// Before anybody is served: finds the namespaces of all pods that are to be in the mesh, in one pass, and lists
+/// those that an earlier agent enrolled, so that a proxy's snapshot is complete and probes go on without a gap.
+pub(super) async fn take_stock(node: &Arc<Node>) {
+    let mut wanted = Wanted::new();
+    let mut pods = Vec::new();
+    for pod in node.pods.state() {
+        let Some(namespace) = namespace_labels(node, &pod) else { continue };
+        if judge(&node.rules, &pod, &namespace) == Verdict::Enrol
+            && let Some(uid) = pod.uid()
+        {
+            wanted.insert(uid, ips(&pod));
+            pods.push(pod);
+        }
+    }
+    let mut found = BTreeMap::new();
+    for (uid, ips) in &wanted {
+        if let Some((netns, path)) = remembered(node, uid, ips) {
+            found.insert(uid.clone(), (netns, Some(path)));
+        }
+    }
+    let missing: Wanted = wanted.into_iter().filter(|(uid, _)| !found.contains_key(uid)).collect();
+    let finder = node.finder.clone();
+    match tokio::task::spawn_blocking(move || finder.find(&missing)).await {
+        Ok(more) => found.extend(more.into_iter().map(|(uid, netns)| (uid, (netns, None)))),
+        Err(error) => tracing::error!(%error, "cannot look for network namespaces"),
+    }
+    let mut exempt = Vec::new();
+    for pod in &pods {
+        let Some(uid) = pod.uid() else { continue };
+        let (netns, path) = found.remove(&uid).map_or((None, None), |(netns, path)| (Some(netns), path));
+        // The annotation is no proof of anything, but a proxy must not drop what it may be serving.
+        if annotation(pod).is_some() {
+            node.zds.prepare(Workload { uid: uid.clone(), info: info(pod), netns: netns.clone() });
+            exempt.push((uid.clone(), ips(pod)));
+        }
+        let member = Member {
+            namespace: pod.namespace().unwrap_or_default(),
+            name: pod.name_any(),
+            netns,
+            path,
+            ..Member::default()
+        };
+        node.members.lock().insert(uid, member);
+    }
+    tracing::info!(to_enrol = pods.len(), enrolled_before = exempt.len(), "took stock of the node's pods");
+    if let Err(error) = node.probes.reset(exempt).await {
+        tracing::error!(%error, "cannot exempt probes; enrolled pods may become unready under strict policies");
+    }
+}
+
+fn namespace_labels(node: &Node, pod: &Pod) -> Option<BTreeMap<String, String>> {
+    let name = pod.namespace()?;
+    let namespace = node.namespaces.find(|namespace| namespace.name_any() == name)?;
+    Some(namespace.labels().clone())
+}
+
+fn info(pod: &Pod) -> WorkloadInfo {
+    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
+    WorkloadInfo {
+        name: pod.name_any(),
+        namespace: pod.namespace().unwrap_or_default(),
+        service_account: account.filter(|name| !name.is_empty()).unwrap_or_else(|| "default".to_owned()),
+    }
+}
+
+/// What is wanted of a pod.
+enum Wish {
+    In(Arc<Pod>),
+    Out(Arc<Pod>, Reason),
+    /// It has ended; its object may still be there.
+    Ended(Option<Arc<Pod>>),
+    /// Its namespace is not known yet; the watch will bring it.
+    Unknown,
+}
+
+fn wish(node: &Node, uid: &str, told: Option<&Told>) -> Wish {
+    let Some(pod) = node.pod(uid).or_else(|| told.map(|told| told.pod.clone())) else {
+        return Wish::Ended(None);
+    };
+    if finished(&pod) {
+        return Wish::Ended(Some(pod));
+    }
+    let labels = namespace_labels(node, &pod).or_else(|| told.map(|told| told.namespace.labels().clone()));
+    match labels.map(|labels| judge(&node.rules, &pod, &labels)) {
+        None => Wish::Unknown,
+        Some(Verdict::Enrol) => Wish::In(pod),
+        Some(Verdict::Not(reason)) => Wish::Out(pod, reason),
+    }
+}
+
+/// Brings one pod to what is wanted of it. An error brings it back later.
+pub(super) async fn converge(node: &Arc<Node>, uid: &str) -> anyhow::Result<()> {
+    let mut member = node.members.lock().remove(uid).unwrap_or_default();
+    let mut told = node.told.lock().remove(uid);
+    let (keep, result) = match wish(node, uid, told.as_ref()) {
+        Wish::In(pod) => (true, join(node, uid, &pod, &mut member, &mut told).await),
+        Wish::Out(pod, reason) => {
+            let result = leave(node, uid, &pod, &mut member, &reason).await;
+            (result.is_err(), result)
+        }
+        Wish::Ended(pod) => {
+            let result = forget(node, uid, pod.as_deref(), &mut member).await;
+            (result.is_err(), result)
+        }
+        Wish::Unknown => (true, Ok(())),
+    };
+    if let Err(error) = &result {
+        let text = format!("{error:#}");
+        if member.waiting_for.as_ref() != Some(&text) {
+            tracing::warn!(
+                namespace = member.namespace,
+                pod = member.name,
+                reason = text,
+                "pod is not as it should be yet"
+            );
+            member.waiting_for = Some(text);
+        }
+    } else {
+        member.waiting_for = None;
+    }
+    if keep {
+        node.members.lock().insert(uid.to_owned(), member);
+    }
+    note_outside(node);
+    result
+}
+
+/// Brings a pod into the mesh. What CNI ADD told is used up here, and ADD gets its answer.
+async fn join(
+    node: &Arc<Node>,
+    uid: &str,
+    pod: &Pod,
+    member: &mut Member,
+    told: &mut Option<Told>,
+) -> anyhow::Result<()> {
+    member.namespace = pod.namespace().unwrap_or_default();
+    member.name = pod.name_any();
+    let done = told.take().map(|told| {
+        if member.netns.as_ref().map(NetNs::id) != Some(told.netns.id()) {
+            member.rules = None;
+        }
+        (member.netns, member.path, member.ips) = (Some(told.netns), Some(told.path), told.ips);
+        told.done
+    });
+    let starting = done.is_some();
+    let result = join_steps(node, uid, pod, member, starting).await;
+    if let Some(done) = done {
+        // The plugin may have given up meanwhile; the runtime will call it again.
+        let _ = done.send(result.as_ref().map(|_| ()).map_err(|error| format!("{error:#}")));
+    }
+    if result.is_err() && starting {
+        // The runtime takes the namespace down and comes with another one; nothing may hold on to this one.
+        *member =
+            Member { namespace: member.namespace.clone(), name: member.name.clone(), ..Member::default() };
+        if let Err(error) = node.zds.del(uid).await {
+            tracing::debug!(uid, %error, "a proxy did not let go of a pod that cannot start");
+        }
+    }
+    result
+}
+
+async fn join_steps(
+    node: &Arc<Node>,
+    uid: &str,
+    pod: &Pod,
+    member: &mut Member,
+    starting: bool,
+) -> anyhow::Result<()> {
+    // The status may still show the address of an earlier sandbox; what counts is what the namespace carries.
+    let mut candidates = ips(pod);
+    candidates.extend(member.ips.iter().copied().filter(|ip| !candidates.contains(ip)).collect::<Vec<_>>());
+    if candidates.is_empty() {
+        anyhow::ensure!(!starting, "the plugins before ours gave it no address");
+        // It has no network yet: CNI ADD or the next status brings it here again.
+        return Ok(());
+    }
+    let Some(netns) = namespace(node, uid, member, &candidates).await else {
+        if annotation(pod).is_some() {
+            announce(node, pod, member, None).await?;
+        }
+        anyhow::bail!("its network namespace was not found on this node");
+    };
+    let there = addresses(&netns)?;
+    member.ips = candidates.into_iter().filter(|ip| there.contains(ip)).collect();
+
+    if !node.zds.carried(uid, &netns) {
+        let workload = Workload { uid: uid.to_owned(), info: info(pod), netns: Some(netns.clone()) };
+        match node.zds.add(workload).await {
+            Ok(()) => {}
+            // Its listeners come with the proxy's next snapshot. Until then its traffic waits, and does not leak.
+            Err(zds::Error::NoProxy) if member.rules.is_some() || annotation(pod) == Some("enabled") => {}
+            Err(error) => return Err(error).context("it cannot be handed to a node proxy"),
+        }
+    }
+    let (options, warnings) = node.options.of_pod(pod.annotations());
+    if member.rules.as_ref() != Some(&options) {
+        for warning in warnings {
+            tracing::warn!(
+                namespace = member.namespace,
+                pod = member.name,
+                warning,
+                "ignoring an annotation"
+            );
+        }
+        remember(node, uid, member, &netns);
+        told_by_rules(redirect::apply(&netns, &options).await, "its traffic cannot be redirected")?;
+        member.rules = Some(options);
+        let names = sweep::Pod {
+            uid: uid.to_owned(),
+            namespace: member.namespace.clone(),
+            name: member.name.clone(),
+        };
+        if let Err(error) = node.sweeper.track(names, &netns) {
+            tracing::warn!(namespace = member.namespace, pod = member.name, %error, "cannot look for older connections");
+        }
+        tracing::info!(namespace = member.namespace, pod = member.name, uid, ips = ?member.ips, "pod is redirected");
+    }
+    node.probes.set(uid, &member.ips).await.context("its probes cannot be exempted")?;
+    if annotation(pod) == Some("enabled") {
+        member.announced = true;
+    } else {
+        announce(node, pod, member, Some("enabled")).await?;
+    }
+    remember(node, uid, member, &netns);
+    Ok(())
+}
+
+/// The pod's namespace: the one that is held, if it still carries the pod's address, or else one that is found.
+async fn namespace(node: &Arc<Node>, uid: &str, member: &mut Member, ips: &[IpAddr]) -> Option<NetNs> {
+    if let Some(held) = &member.netns
+        && has_any(held, ips)
+    {
+        return Some(held.clone());
+    }
+    member.rules = None;
+    member.netns = None;
+    if let Some((netns, path)) = remembered(node, uid, ips) {
+        (member.netns, member.path) = (Some(netns), Some(path));
+        return member.netns.clone();
+    }
+    let finder = node.finder.clone();
+    let wanted = Wanted::from([(uid.to_owned(), ips.to_vec())]);
+    let found = tokio::task::spawn_blocking(move || finder.find(&wanted)).await.ok()?;
+    member.path = None;
+    member.netns = found.into_values().next();
+    member.netns.clone()
+}
+
+fn has_any(netns: &NetNs, ips: &[IpAddr]) -> bool {
+    addresses(netns).is_ok_and(|there| ips.iter().any(|ip| there.contains(ip)))
+}
+
+/// What CNI ADD told an earlier agent, if it is still true.
+fn remembered(node: &Node, uid: &str, ips: &[IpAddr]) -> Option<(NetNs, String)> {
+    let record = node.remembered.get(uid)?;
+    let path = record.path.clone()?;
+    let netns = node.finder.open(&path).ok()?;
+    (record.is(netns.id()) && has_any(&netns, ips)).then_some((netns, path))
+}
+
+fn remember(node: &Node, uid: &str, member: &Member, netns: &NetNs) {
+    let record = Record {
+        namespace: member.namespace.clone(),
+        name: member.name.clone(),
+        ips: member.ips.clone(),
+        path: member.path.clone(),
+        ino: netns.id().ino,
+        dev: netns.id().dev,
+    };
+    if let Err(error) = node.remembered.put(uid, record) {
+        tracing::warn!(namespace = member.namespace, pod = member.name, %error, "cannot remember the pod");
+    }
+}
+
+/// Takes a running pod out of the mesh.
+async fn leave(
+    node: &Arc<Node>,
+    uid: &str,
+    pod: &Pod,
+    member: &mut Member,
+    reason: &Reason,
+) -> anyhow::Result<()> {
+    member.namespace = pod.namespace().unwrap_or_default();
+    member.name = pod.name_any();
+    let touched = member.rules.is_some() || annotation(pod).is_some() || node.remembered.get(uid).is_some();
+    if !touched {
+        // It may be listed for a proxy that never took it.
+        return node.zds.del(uid).await.context("a node proxy did not let go of it");
+    }
+    node.sweeper.forget(uid);
+    let mut failed = Vec::new();
+    let pod_ips = if ips(pod).is_empty() { member.ips.clone() } else { ips(pod) };
+    let netns = namespace_of_leaving(node, uid, member, &pod_ips).await;
+    if let Some(netns) = &netns {
+        note(
+            &mut failed,
+            told_by_rules(redirect::stop_capturing(netns).await, "its redirection cannot be ended"),
+        );
+    }
+    if annotation(pod).is_some() || member.announced {
+        note(&mut failed, announce(node, pod, member, None).await);
+    }
+    note(&mut failed, node.probes.remove(uid).await.context("its probe exemption cannot be removed"));
+    if let Some(netns) = &netns
+        && *node.zds.live().borrow() > 0
+    {
+        let policy = Policy::with_grace(node.config.older_grace);
+        match sweep::drain(netns, &node.exempt, &policy, SETTLE, LINGER).await {
+            Ok(0) => {}
+            Ok(busy) => {
+                tracing::warn!(
+                    namespace = member.namespace,
+                    pod = member.name,
+                    busy,
+                    "connections are cut while the pod leaves the mesh"
+                );
+            }
+            Err(error) => note(&mut failed, Err(error).context("its connections cannot be listed")),
+        }
+    }
+    note(&mut failed, node.zds.del(uid).await.context("a node proxy did not let go of it"));
+    if let Some(netns) = &netns {
+        note(&mut failed, told_by_rules(redirect::remove(netns).await, "its rules cannot be removed"));
+    }
+    finish(node, uid, failed)?;
+    tracing::info!(namespace = member.namespace, pod = member.name, uid, %reason, "pod has left the mesh");
+    Ok(())
+}
+
+async fn namespace_of_leaving(
+    node: &Arc<Node>,
+    uid: &str,
+    member: &mut Member,
+    ips: &[IpAddr],
+) -> Option<NetNs> {
+    if member.netns.is_some() {
+        return member.netns.clone();
+    }
+    namespace(node, uid, member, ips).await
+}
+
+/// A pod has ended: its namespace is gone or about to go, what remains is what others hold of it.
+async fn forget(node: &Arc<Node>, uid: &str, pod: Option<&Pod>, member: &mut Member) -> anyhow::Result<()> {
+    node.sweeper.forget(uid);
+    let mut failed = Vec::new();
+    note(&mut failed, node.probes.remove(uid).await.context("its probe exemption cannot be removed"));
+    note(&mut failed, node.zds.del(uid).await.context("a node proxy did not let go of it"));
+    if let Some(pod) = pod.filter(|pod| annotation(pod).is_some()) {
+        note(&mut failed, announce(node, pod, member, None).await);
+    }
+    finish(node, uid, failed)
+}
+
+fn note(failed: &mut Vec<String>, result: anyhow::Result<()>) {
+    failed.extend(result.err().map(|error| format!("{error:#}")));
+}
+
+fn finish(node: &Node, uid: &str, mut failed: Vec<String>) -> anyhow::Result<()> {
+    if failed.is_empty()
+        && let Err(error) = node.remembered.remove(uid)
+    {
+        failed.push(format!("cannot forget it: {error}"));
+    }
+    anyhow::ensure!(failed.is_empty(), "{}", failed.join("; "));
+    Ok(())
+}
+
+/// Writes the annotation that tells everybody whether the pod is in the mesh.
+async fn announce(node: &Node, pod: &Pod, member: &mut Member, value: Option<&str>) -> anyhow::Result<()> {
+    let namespace = pod.namespace().unwrap_or_default();
+    set_annotation(&node.client, &namespace, &pod.name_any(), value).await?;
+    member.announced = value.is_some();
+    Ok(())
+}
+
+/// Sets or removes the annotation of `namespace`/`name`; a pod that is gone needs no removal.
+pub(super) async fn set_annotation(
+    client: &kube::Client,
+    namespace: &str,
+    name: &str,
+    value: Option<&str>,
+) -> anyhow::Result<()> {
+    let api = Api::<Pod>::namespaced(client.clone(), namespace);
+    let patch = serde_json::json!({"metadata": {"annotations": {REDIRECTION_ANNOTATION: value}}});
+    let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
+    let change = api.patch_status(name, &params, &patch);
+    match tokio::time::timeout(API_PATIENCE, change).await.context("the API server did not answer in time")? {
+        Err(kube::Error::Api(status)) if status.code == 404 && value.is_none() => Ok(()),
+        result => result.map(|_| ()).context("its annotation cannot be written"),
+    }
+}

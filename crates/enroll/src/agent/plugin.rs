@@ -1,0 +1,114 @@
+//! CNI ADD: a pod that is about to start is enrolled before its first packet, or does not start.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::{Api, ResourceExt};
+use netns::NetNs;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::Node;
+use crate::cni::event::{Answer, Event};
+use crate::cni::server;
+use crate::eligibility::{Verdict, judge};
+
+/// How long the plugin may wait for us in all; it gives up a little later itself.
+const PATIENCE: Duration = Duration::from_secs(22);
+/// How long one question to the API server may take.
+const API_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What CNI ADD told of a pod.
+pub(super) struct Told {
+    pub(super) path: String,
+    pub(super) netns: NetNs,
+    pub(super) ips: Vec<IpAddr>,
+    /// The pod as the API server showed it, for the case that the watch has not brought it yet.
+    pub(super) pod: Arc<Pod>,
+    pub(super) namespace: Arc<Namespace>,
+    /// The plugin waits for this.
+    pub(super) done: oneshot::Sender<Result<(), String>>,
+}
+
+pub(super) fn serve(node: &Arc<Node>, stop: CancellationToken) -> std::io::Result<()> {
+    let metrics = node.metrics.clone();
+    let socket = node.config.event_socket();
+    let node = node.clone();
+    let handler: server::Handler = Arc::new(move |event| {
+        let node = node.clone();
+        Box::pin(async move {
+            let (namespace, pod) = (event.pod_namespace.clone(), event.pod_name.clone());
+            let late = || Err(format!("not done within {} s", PATIENCE.as_secs()));
+            let result = tokio::time::timeout(PATIENCE, added(&node, event)).await.unwrap_or_else(|_| late());
+            match &result {
+                Ok(answer) => {
+                    tracing::info!(
+                        namespace,
+                        pod,
+                        enrolled = answer.enrolled,
+                        reason = answer.reason,
+                        "pod starts"
+                    );
+                }
+                Err(error) => tracing::warn!(namespace, pod, error, "pod cannot start in the mesh yet"),
+            }
+            result
+        })
+    });
+    server::serve(&socket, handler, metrics, stop)
+}
+
+async fn added(node: &Arc<Node>, event: Event) -> Result<Answer, String> {
+    let mut synced = node.synced.clone();
+    synced.wait_for(|synced| *synced).await.map_err(|_| "the node agent is ending")?;
+    let (pod, namespace) = look_up(node, &event).await?;
+    if let Verdict::Not(reason) = judge(&node.rules, &pod, namespace.labels()) {
+        return Ok(Answer { enrolled: false, reason: Some(reason.to_string()) });
+    }
+    let uid = pod.uid().ok_or("the pod has no UID")?;
+    let netns = node.finder.open(&event.netns).map_err(|error| error.to_string())?;
+    let ips = event.addresses();
+    let (waiter, outcome) = oneshot::channel();
+    let told = Told { path: event.netns, netns, ips, pod, namespace, done: waiter };
+    node.told.lock().insert(uid.clone(), told);
+    node.push(uid);
+    outcome
+        .await
+        .map_err(|_| "a later call for the same pod took its place, or the node agent is ending")??;
+    Ok(Answer { enrolled: true, reason: None })
+}
+
+/// The pod and its namespace: what the watches show, else what the API server says. The kubelet may be faster
+/// than our watch, and then waiting would only guess how much.
+async fn look_up(node: &Node, event: &Event) -> Result<(Arc<Pod>, Arc<Namespace>), String> {
+    let (name, namespace) = (event.pod_name.as_str(), event.pod_namespace.as_str());
+    let same = |pod: &Pod| event.pod_uid.is_empty() || pod.uid().as_deref() == Some(&event.pod_uid);
+    let cached =
+        node.pods.find(|pod| pod.name_any() == name && pod.namespace().as_deref() == Some(namespace));
+    let pod = match cached.filter(|pod| same(pod)) {
+        Some(pod) => pod,
+        None => {
+            let api = Api::<Pod>::namespaced(node.client.clone(), namespace);
+            ask(api.get_opt(name)).await?.filter(|pod| same(pod)).ok_or("there is no such pod")?
+        }
+    };
+    let labels = match node.namespaces.find(|object| object.name_any() == namespace) {
+        Some(object) => object,
+        None => {
+            let api = Api::<Namespace>::all(node.client.clone());
+            ask(api.get_opt(namespace)).await?.ok_or("there is no such namespace")?
+        }
+    };
+    Ok((pod, labels))
+}
+
+async fn ask<T>(
+    question: impl Future<Output = Result<Option<T>, kube::Error>>,
+) -> Result<Option<Arc<T>>, String> {
+    match tokio::time::timeout(API_PATIENCE, question).await {
+        Ok(answer) => answer.map(|object| object.map(Arc::new)).map_err(|error| error.to_string()),
+        Err(_) => Err(format!("the API server did not answer within {} s", API_PATIENCE.as_secs())),
+    }
+}

@@ -1,0 +1,80 @@
+//! The CNI plugin and its line to the node agent.
+//!
+//! The plugin is chained last. At ADD it tells the agent which pod is about to start, in which namespace and with
+//! which addresses, and waits until the agent has enrolled it or said that it is not to be enrolled; only then may
+//! the runtime start the pod. It holds no credentials and never asks the API server: the agent watches it anyway.
+//!
+//! **When the agent cannot be reached** the plugin must know by itself whether the pod may start ([`offline`]):
+//!
+//! 1. The agent's own pods always start (its namespace *and* its name prefix, both from the plugin's
+//!    configuration): otherwise an agent that is away could never come back. Nobody else can use this exemption
+//!    without the right to create pods in the mesh's namespace.
+//! 2. Pods of excluded namespaces always start, since they are never enrolled.
+//! 3. The agent leaves a list of enrolled namespaces beside its socket ([`Known`]). Pods of those are refused with
+//!    one line that names the agent; the runtime tries again, so they start by themselves once the agent is back.
+//!    Pods of all other namespaces start at once.
+//! 4. Without that list (a node that has just booted and whose `/run` is empty) every other pod counts as one that
+//!    could be in the mesh and is refused: starting it could send its traffic past the mesh for ever unnoticed.
+//!    The agent itself needs no CNI (it uses the network of its host), so this ends as soon as it runs.
+//!
+//! Two things the list cannot know, and so while the agent is away: a pod that is opted out by its own label in an
+//! enrolled namespace waits too, and a pod that is enrolled by its own label alone in another namespace starts
+//! and is enrolled, running, when the agent is back.
+//!
+//! DEL, CHECK, GC and STATUS do nothing and succeed, whatever is gone: there is nothing of the plugin's own to
+//! undo, and a STATUS that failed would stop pods that are not in the mesh.
+
+pub mod client;
+pub mod event;
+pub mod plugin;
+pub mod server;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// What the agent leaves for the plugin while it is away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// Namespaces whose labels put pods into the mesh.
+    pub namespaces: BTreeSet<String>,
+}
+
+impl Known {
+    /// Reads the list; nothing if there is none that can be understood.
+    pub fn read(file: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+    }
+
+    /// Replaces the list in one step.
+    pub fn write(&self, file: &Path) -> std::io::Result<()> {
+        crate::netns_of::remembered::replace(file, &serde_json::to_vec(self)?, 0o644)
+    }
+}
+
+/// Whether a pod may start although the agent cannot be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offline {
+    /// It may: it is not in the mesh, or it is the agent itself.
+    Start,
+    /// It could be in the mesh.
+    Refuse,
+}
+
+/// The decision of the module's documentation, for the pod `namespace`/`name`.
+pub fn offline(config: &plugin::Config, known: Option<&Known>, namespace: &str, name: &str) -> Offline {
+    let agent = !config.agent_pod_prefix.is_empty()
+        && namespace == config.pod_namespace
+        && name.starts_with(&config.agent_pod_prefix);
+    if agent || config.exclude_namespaces.iter().any(|excluded| excluded == namespace) {
+        return Offline::Start;
+    }
+    match known {
+        Some(known) if !known.namespaces.contains(namespace) => Offline::Start,
+        _ => Offline::Refuse,
+    }
+}
+
+#[cfg(test)]
+mod tests;

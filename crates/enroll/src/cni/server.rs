@@ -1,0 +1,60 @@
+//! The agent's end of the plugin's line: HTTP over a Unix socket that only root can open.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use futures::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
+
+use super::event::{Answer, Event};
+use crate::metrics::Metrics;
+
+/// Enrols the pod of an event; the error is told to the plugin, which fails with it.
+pub type Handler = Arc<dyn Fn(Event) -> BoxFuture<'static, Result<Answer, String>> + Send + Sync>;
+
+/// Serves `/cmdadd` on `socket` until `stop`, replacing a socket that a predecessor left.
+pub fn serve(
+    socket: &Path,
+    handler: Handler,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+    if std::fs::symlink_metadata(socket).is_ok_and(|there| there.file_type().is_socket()) {
+        std::fs::remove_file(socket)?;
+    }
+    let listener = tokio::net::UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    let answer = move |body: axum::body::Bytes| {
+        let (handler, metrics) = (handler.clone(), metrics.clone());
+        async move {
+            let response = respond(&handler, &body).await;
+            metrics.plugin_request(response.status().as_u16());
+            response
+        }
+    };
+    let router = Router::new().route("/cmdadd", any(answer)).layer(DefaultBodyLimit::max(64 * 1024));
+    tokio::spawn(async move {
+        let _ = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
+    });
+    Ok(())
+}
+
+async fn respond(handler: &Handler, body: &[u8]) -> Response {
+    let event: Event = match serde_json::from_slice(body) {
+        Ok(event) => event,
+        Err(error) => return (StatusCode::BAD_REQUEST, format!("not a CNI event: {error}")).into_response(),
+    };
+    if let Some(fault) = event.fault() {
+        return (StatusCode::BAD_REQUEST, fault).into_response();
+    }
+    match handler(event).await {
+        Ok(answer) => axum::Json(answer).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
+    }
+}

@@ -1,0 +1,153 @@
+//! The node's one table: probes of the kubelet keep working under any policy.
+//!
+//! What a process of the node itself sends to an enrolled pod gets the source address 169.254.7.127 (or its IPv6
+//! twin), which the pod's own rules exempt. "Of the node itself" is the source address: before translation, only
+//! a packet made here carries a local one; traffic that is merely forwarded keeps its source and is captured.
+//! Connections to a Service of the node's own processes are not exempted either: a probe goes to the pod.
+//!
+//! The table is replaced as a whole in one transaction at each change, so no stale entry survives and there is no
+//! moment without the living ones. Who owns an address is kept here, by pod UID: a pod that is deleted late never
+//! takes the entry of the pod that has its address now.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::nft;
+
+const TABLE: &str = "ambit-probes";
+
+/// Addresses of enrolled pods and whose they are. Pure.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exempt {
+    by_address: BTreeMap<IpAddr, String>,
+}
+
+impl Exempt {
+    /// Makes `addresses` those of the pod `uid`: taken from whoever had them, and its other ones given up.
+    /// Says whether anything changed.
+    pub fn set(&mut self, uid: &str, addresses: &[IpAddr]) -> bool {
+        let before = self.clone();
+        let addresses: Vec<IpAddr> = addresses.iter().map(IpAddr::to_canonical).collect();
+        self.by_address.retain(|address, owner| owner != uid || addresses.contains(address));
+        for address in addresses {
+            self.by_address.insert(address, uid.to_owned());
+        }
+        *self != before
+    }
+
+    /// Removes what the pod `uid` still owns. Says whether anything changed.
+    pub fn remove(&mut self, uid: &str) -> bool {
+        self.set(uid, &[])
+    }
+
+    /// The addresses of all enrolled pods.
+    pub fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
+        self.by_address.keys()
+    }
+}
+
+/// The whole table as text for `nft -f -`.
+pub fn rules(exempt: &Exempt, source_v4: Ipv4Addr, source_v6: Ipv6Addr) -> String {
+    let mut out = removal();
+    let _ = writeln!(out, "table inet {TABLE} {{");
+    for (set, kind, v6) in
+        [("istio-inpod-probes-v4", "ipv4_addr", false), ("istio-inpod-probes-v6", "ipv6_addr", true)]
+    {
+        let _ = writeln!(out, "\tset {set} {{\n\t\ttype {kind}");
+        let elements: Vec<String> = exempt
+            .by_address
+            .iter()
+            .filter(|(address, _)| address.is_ipv6() == v6)
+            .map(|(address, uid)| format!("{address} comment \"{}\"", printable(uid)))
+            .collect();
+        if !elements.is_empty() {
+            let _ = writeln!(out, "\t\telements = {{ {} }}", elements.join(", "));
+        }
+        let _ = writeln!(out, "\t}}");
+    }
+    let _ =
+        writeln!(out, "\tchain postrouting {{\n\t\ttype nat hook postrouting priority 90; policy accept;");
+    let local = "meta l4proto tcp ct status & dnat == 0 fib saddr type local";
+    let _ = writeln!(out, "\t\tip daddr @istio-inpod-probes-v4 {local} counter snat ip to {source_v4}");
+    let _ = writeln!(out, "\t\tip6 daddr @istio-inpod-probes-v6 {local} counter snat ip6 to {source_v6}");
+    let _ = writeln!(out, "\t}}\n}}");
+    out
+}
+
+/// Removes the table, whether it is there or not.
+pub fn removal() -> String {
+    format!("table inet {TABLE}\ndelete table inet {TABLE}\n")
+}
+
+/// A UID comes from the API; what could end a comment in the script does not get into it.
+fn printable(uid: &str) -> String {
+    uid.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')).take(120).collect()
+}
+
+/// The table of this node, which is the agent's own network namespace.
+pub struct Probes {
+    exempt: parking_lot::Mutex<Exempt>,
+    applying: tokio::sync::Mutex<()>,
+    stale: AtomicBool,
+    source_v4: Ipv4Addr,
+    source_v6: Ipv6Addr,
+}
+
+impl Probes {
+    /// Nothing is applied yet.
+    pub fn new(source_v4: Ipv4Addr, source_v6: Ipv6Addr) -> Self {
+        Self {
+            exempt: Default::default(),
+            applying: Default::default(),
+            stale: AtomicBool::new(true),
+            source_v4,
+            source_v6,
+        }
+    }
+
+    /// Sets all owners at once and applies the table in any case.
+    pub async fn reset(
+        &self,
+        owners: impl IntoIterator<Item = (String, Vec<IpAddr>)>,
+    ) -> Result<(), nft::Error> {
+        {
+            let mut exempt = self.exempt.lock();
+            *exempt = Exempt::default();
+            for (uid, addresses) in owners {
+                exempt.set(&uid, &addresses);
+            }
+        }
+        self.apply().await
+    }
+
+    /// Makes `addresses` those of the pod `uid`.
+    pub async fn set(&self, uid: &str, addresses: &[IpAddr]) -> Result<(), nft::Error> {
+        let changed = self.exempt.lock().set(uid, addresses);
+        // A change that could not be applied is not done: the next caller tries again.
+        if changed || self.stale.load(Ordering::Relaxed) { self.apply().await } else { Ok(()) }
+    }
+
+    /// Removes what the pod `uid` still owns.
+    pub async fn remove(&self, uid: &str) -> Result<(), nft::Error> {
+        self.set(uid, &[]).await
+    }
+
+    /// The addresses of all enrolled pods.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.exempt.lock().addresses().copied().collect()
+    }
+
+    async fn apply(&self) -> Result<(), nft::Error> {
+        // One change after the other, each with what is wanted by then: the last one to run has it all.
+        let _turn = self.applying.lock().await;
+        let script = rules(&self.exempt.lock(), self.source_v4, self.source_v6);
+        let result = nft::apply(None, &script).await;
+        self.stale.store(result.is_err(), Ordering::Relaxed);
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+//! Redirection inside a pod's network namespace: which of its TCP goes to the node proxy.
+//!
+//! Three nftables tables of family `inet`, one routing rule and one local route a family; names, marks, ports and
+//! order are those of `enrolment.md` §2, so that other tools recognise them. Two things are ours:
+//!
+//! - only the **first packet** of a connection (SYN without ACK) is redirected. A namespace that had no connection
+//!   tracking before takes up running connections in their middle, and without this condition the next packet of
+//!   each of them would be redirected too and the connection reset;
+//! - where IPv6 is not carried, the pod's IPv6 TCP is refused rather than left in plaintext.
+//!
+//! [`apply`] replaces whatever is there in one transaction and may be repeated; [`stop_capturing`] lets new
+//! connections go past the proxy while those it holds go on; [`remove`] leaves nothing. Nothing outside the
+//! namespace is touched, and no table of anybody else inside it.
+
+mod routing;
+mod text;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use netns::NetNs;
+
+pub use text::{removal, rules, rules_without_capture};
+
+use crate::nft;
+
+/// Mark of every packet of the proxy.
+pub const PROXY_MARK: u32 = 0x539;
+/// Mark of connections whose replies must come back to the proxy.
+pub const CONN_MARK: u32 = 0x111;
+/// The part of the mark that is ours.
+pub const MARK_MASK: u32 = 0xfff;
+/// Where the proxy takes what the pod dials.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// Where the proxy takes plaintext that reaches the pod.
+pub const INBOUND_PORT: u16 = 15006;
+/// Where the proxy takes tunnels.
+pub const HBONE_PORT: u16 = 15008;
+/// Where the proxy answers DNS.
+pub const DNS_PORT: u16 = 15053;
+
+/// What a pod's redirection looks like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// IPv6 is carried; otherwise it is refused.
+    pub ipv6: bool,
+    /// DNS queries go to the proxy.
+    pub dns: bool,
+    /// Only what the pod dials is captured, not what reaches it.
+    pub ingress: bool,
+    /// TCP that arrives on these interfaces counts as dialled by the pod.
+    pub virtual_interfaces: Vec<String>,
+    /// Source of probes, IPv4.
+    pub probe_v4: Ipv4Addr,
+    /// Source of probes, IPv6.
+    pub probe_v6: Ipv6Addr,
+}
+
+/// Why a pod's redirection could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The rule set.
+    #[error(transparent)]
+    Rules(#[from] nft::Error),
+    /// The routing rule or route.
+    #[error("cannot {what}: {source}")]
+    Routing {
+        /// Which step.
+        what: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+impl Options {
+    /// These options as changed by a pod's annotations (`enrolment.md` §2.6), and what in them was not understood.
+    /// The annotations are the pod owner's: an interface name that could not be one is left out.
+    pub fn of_pod(&self, annotations: &BTreeMap<String, String>) -> (Self, Vec<String>) {
+        let mut options = self.clone();
+        let mut warnings = Vec::new();
+        let mut flag = |key: &str, target: &mut bool| match annotations.get(key).map(|text| text.as_str()) {
+            None => {}
+            Some("1" | "t" | "T" | "true" | "TRUE" | "True") => *target = true,
+            Some("0" | "f" | "F" | "false" | "FALSE" | "False") => *target = false,
+            Some(other) => warnings.push(format!("annotation {key}: {other:?} is neither true nor false")),
+        };
+        flag("ambient.istio.io/bypass-inbound-capture", &mut options.ingress);
+        flag("ambient.istio.io/dns-capture", &mut options.dns);
+        const INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
+        if let Some(list) = annotations.get(INTERFACES) {
+            for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+                if is_interface_name(name) {
+                    options.virtual_interfaces.push(name.to_owned());
+                } else {
+                    warnings.push(format!("annotation {INTERFACES}: {name:?} cannot be an interface name"));
+                }
+            }
+        }
+        (options, warnings)
+    }
+}
+
+fn is_interface_name(name: &str) -> bool {
+    (1..=15).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'@'))
+}
+
+/// Puts the redirection into `namespace`, replacing an earlier one of whatever shape.
+pub async fn apply(namespace: &NetNs, options: &Options) -> Result<(), Error> {
+    // Routing first: it acts on marked packets only, and those exist only once the rules are there.
+    routing::add(namespace, options.ipv6)?;
+    nft::apply(Some(namespace), &rules(options)).await?;
+    Ok(())
+}
+
+/// New connections go past the proxy from now on; those that it holds go on, since address translation and
+/// routing stay.
+pub async fn stop_capturing(namespace: &NetNs) -> Result<(), Error> {
+    Ok(nft::apply(Some(namespace), &rules_without_capture()).await?)
+}
+
+/// Takes everything out of `namespace` that [`apply`] may have put there.
+pub async fn remove(namespace: &NetNs) -> Result<(), Error> {
+    let rules = nft::apply(Some(namespace), &removal()).await;
+    // Tried in any case: a failure of one must not leave the other behind.
+    routing::remove(namespace)?;
+    Ok(rules?)
+}
+
+#[cfg(test)]
+mod tests;
