@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -19,6 +19,9 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 use crate::node::runtime;
+
+/// The first wait of a readiness probe that has not succeeded yet.
+const EAGER: Duration = Duration::from_millis(100);
 
 /// Which probe it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,23 +115,29 @@ pub async fn run(
     let timeout = seconds(probe.timeout_seconds, 1).max(Duration::from_secs(1));
     let period = seconds(probe.period_seconds, 10).max(Duration::from_secs(1));
     tokio::time::sleep(seconds(probe.initial_delay_seconds, 0)).await;
-    let mut ticks = tokio::time::interval(period);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    if kind == Kind::Liveness {
+        // A program that only just runs has a period's time before anybody doubts it.
+        tokio::time::sleep(period).await;
+    }
     let mut tracker = Tracker::new(&probe);
+    let mut pace = Pace::new(kind, period);
+    let mut mentioned = Instant::now();
     loop {
-        ticks.tick().await;
         let answer = match tokio::time::timeout(timeout, ask(&probe, &target, timeout)).await {
             Ok(answer) => answer,
             Err(_) => Err(format!("no answer within {} s", timeout.as_secs())),
         };
         let settled = tracker.observe(answer.is_ok());
-        if settled.is_some() || answer.is_err() {
+        let mention = answer.is_err() && (!pace.eager() || mentioned.elapsed() >= period);
+        if settled.is_some() || mention {
+            let message = answer.as_ref().err().filter(|_| mention).cloned();
+            mentioned = if mention { Instant::now() } else { mentioned };
             let finding = Finding {
                 container: target.container.name.clone(),
                 id: target.id.clone(),
                 kind,
                 settled,
-                message: answer.err(),
+                message,
             };
             if findings.send(finding).is_err() {
                 return;
@@ -136,7 +145,39 @@ pub async fn run(
         }
         match (kind, settled) {
             (Kind::Startup, Some(_)) | (Kind::Liveness, Some(false)) => return,
-            _ => {}
+            _ => tokio::time::sleep(pace.next(answer.is_ok())).await,
+        }
+    }
+}
+
+/// How long to wait between two questions: the period, but less while a program has not been ready yet, so
+/// that it is used as soon as it is.
+struct Pace {
+    period: Duration,
+    eager: Option<Duration>,
+}
+
+impl Pace {
+    fn new(kind: Kind, period: Duration) -> Self {
+        Self { period, eager: (kind == Kind::Readiness).then_some(EAGER) }
+    }
+
+    /// Whether nothing has succeeded so far.
+    fn eager(&self) -> bool {
+        self.eager.is_some()
+    }
+
+    fn next(&mut self, ok: bool) -> Duration {
+        if ok {
+            self.eager = None;
+        }
+        match &mut self.eager {
+            Some(wait) => {
+                let now = *wait;
+                *wait = (now * 3 / 2).min(Duration::from_secs(2));
+                now.min(self.period)
+            }
+            None => self.period,
         }
     }
 }

@@ -30,6 +30,17 @@ fn a_port_is_a_number_or_a_name_of_the_container() {
     assert!(get(json!(70000)).is_err());
 }
 
+#[test]
+fn a_pod_that_was_never_ready_is_asked_more_often_than_its_period() {
+    let period = Duration::from_secs(10);
+    let mut pace = Pace::new(Kind::Readiness, period);
+    let waits: Vec<_> = (0..12).map(|_| pace.next(false)).collect();
+    assert!(waits[0] == EAGER && waits.is_sorted() && waits[11] == Duration::from_secs(2), "{waits:?}");
+    assert_eq!(pace.next(true), period);
+    assert_eq!(pace.next(false), period);
+    assert_eq!(Pace::new(Kind::Liveness, period).next(false), period);
+}
+
 async fn answer(status: &'static str) -> (Result<(), String>, String) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
