@@ -22,7 +22,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::spdy::{Connection, Stream, Writer};
-use super::upgrade::{Upgrade, web_socket};
+use super::upgrade::{Upgrade, goodbye, web_socket};
 use super::{Body, Refusal};
 use crate::node::border::Pods;
 
@@ -222,7 +222,7 @@ where
                 return;
             }
         }
-        let _ = sink.send(Message::Close(None)).await;
+        let _ = sink.send(goodbye()).await;
     };
     let client_left = tokio::select! { () = reading => true, () = writing => false };
     forwards.shutdown().await;

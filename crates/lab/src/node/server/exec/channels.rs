@@ -14,6 +14,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::{Client, Ends, Exit, Input, Output, pair};
 use crate::node::server::request::ExecOptions;
+use crate::node::server::upgrade::goodbye;
 
 /// Served subprotocols, the better one first.
 pub(in crate::node::server) const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
@@ -85,7 +86,7 @@ pub(in crate::node::server) async fn serve<S, P, F>(
     };
     let goodbye = async {
         sink.send(message(ERROR, &exit.status())).await?;
-        sink.send(Message::Close(None)).await?;
+        sink.send(goodbye()).await?;
         while let Some(Ok(_)) = stream.next().await {}
         Ok::<_, tokio_tungstenite::tungstenite::Error>(())
     };

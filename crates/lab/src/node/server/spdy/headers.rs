@@ -106,7 +106,7 @@ impl Writer {
             plain.put_u32(text.len() as u32);
             plain.put_slice(text.as_bytes());
         }
-        let mut block = BytesMut::with_capacity(plain.len() + 7);
+        let mut block = BytesMut::with_capacity(plain.len() + 12);
         if !std::mem::replace(&mut self.started, true) {
             // zlib: deflate with a 32 KiB window, no dictionary needed to read this.
             block.put_slice(&[0x78, 0x01]);
@@ -117,6 +117,8 @@ impl Writer {
             block.put_u16_le(!(piece.len() as u16));
             block.put_slice(piece);
         }
+        // The mark of a flush, an empty stored block: readers hand on what they have when they see it.
+        block.put_slice(&[0, 0, 0, 0xff, 0xff]);
         block
     }
 }
@@ -152,8 +154,9 @@ mod tests {
     /// What a client of the specification sends: compressed from the dictionary, flushed after each block.
     fn compressed(stream: &mut Compress, headers: &[(&str, &str)]) -> Vec<u8> {
         let plain = Writer { started: true }.write(headers).split_off(5);
+        let plain = &plain[..plain.len() - 5];
         let mut out = Vec::with_capacity(4096);
-        stream.compress_vec(&plain, &mut out, FlushCompress::Sync).unwrap();
+        stream.compress_vec(plain, &mut out, FlushCompress::Sync).unwrap();
         out
     }
 
@@ -188,6 +191,14 @@ mod tests {
         assert_eq!(reader.read(&writer.write(&[])).unwrap(), []);
         let read = reader.read(&writer.write(&[("Name", "value")])).unwrap();
         assert_eq!(read, [("name".to_owned(), "value".to_owned())]);
+    }
+
+    #[test]
+    fn each_block_ends_with_the_mark_of_a_flush() {
+        let mut writer = Writer::new();
+        for block in [writer.write(&[]), writer.write(&[("a", "b")])] {
+            assert!(block.ends_with(&[0, 0, 0, 0xff, 0xff]), "Go's reader keeps the data back without it");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
+use super::upgrade::goodbye;
 use frame::{Frame, Malformed};
 
 /// Streams open at once on one connection; each forwarded TCP connection takes two.
@@ -201,7 +202,7 @@ where
             }
             block.reserve(32 * 1024);
         }
-        let _ = sink.send(Message::Close(None)).await;
+        let _ = sink.send(goodbye()).await;
     };
     // Outwards ends when the session has let go of the connection, which it does when inwards has ended.
     futures::join!(async {
