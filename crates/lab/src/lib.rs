@@ -7,3 +7,4 @@ pub mod node;
 pub mod controllers;
 pub mod app;
 pub mod up;
+pub mod discover;
