@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Full};
 use serde_json::Value;
 
 use super::failure::Failure;
+use super::protobuf;
 
 /// What every handler returns.
 pub type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
@@ -150,7 +151,12 @@ pub fn decode(headers: &HeaderMap, body: &[u8]) -> Result<Value, Failure> {
     match content_type(headers) {
         "" | "application/json" => json(body),
         "application/yaml" => yaml(body),
-        _ => Err(Failure::unsupported_media_type(&["application/json", "application/yaml"])),
+        protobuf::MEDIA_TYPE => protobuf::decode(body),
+        _ => Err(Failure::unsupported_media_type(&[
+            "application/json",
+            "application/yaml",
+            protobuf::MEDIA_TYPE,
+        ])),
     }
 }
 

@@ -19,6 +19,7 @@ mod object;
 mod openapi;
 mod patch;
 mod pki;
+mod protobuf;
 mod registry;
 mod route;
 mod selector;

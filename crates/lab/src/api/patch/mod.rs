@@ -74,3 +74,6 @@ impl Patch {
         Ok(object)
     }
 }
+
+#[cfg(test)]
+mod tests;
