@@ -1,0 +1,406 @@
+//! The whole control plane against a real Kubernetes API (the lab's, in this process), as a node proxy sees it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1 as core;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
+use kube::{Api, Client};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Request, Status, Streaming};
+use wire::ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use wire::ca::{IstioCertificateRequest, IstioCertificateResponse};
+use wire::type_url::{ADDRESS, AUTHORIZATION};
+use wire::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use wire::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits for what must come, and no longer than is reasonable.
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what} did not happen in time"))
+}
+
+/// An API server with a small cluster in it, and a control plane that runs on it.
+struct Cluster {
+    api: lab::api::Server,
+    client: Client,
+    bind: IpAddr,
+    stop: Option<oneshot::Sender<()>>,
+    control: Option<tokio::task::JoinHandle<Result<(), control::Error>>>,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let api = lab::api::Server::start(lab::api::Config {
+            listeners: vec![listener],
+            sans: vec![],
+            service_cidr: "10.96.0.0/16".parse().unwrap(),
+        })
+        .await
+        .unwrap();
+        let client = api.client().await.unwrap();
+        // An address of the loopback of this process's own, so that tests may run at once on the usual ports.
+        let [_, high, middle, low] = std::process::id().to_be_bytes();
+        let bind = IpAddr::V4(Ipv4Addr::new(127, 64 | high & 0x3f, middle, low.max(1)));
+        let mut cluster = Self { api, client, bind, stop: None, control: None };
+        for namespace in ["ambit-system", "shop"] {
+            cluster.ensure::<core::Namespace>(None, json!({ "metadata": { "name": namespace } })).await;
+        }
+        cluster.ensure::<core::Node>(None, json!({ "metadata": { "name": "n1" } })).await;
+        for (namespace, account) in [("ambit-system", "ambit-proxy"), ("shop", "web"), ("shop", "idle")] {
+            let account = json!({ "metadata": { "name": account, "namespace": namespace } });
+            cluster.ensure::<core::ServiceAccount>(Some(namespace), account).await;
+        }
+        cluster.pod("ambit-system", "proxy-n1", "ambit-proxy", "10.0.0.2").await;
+        cluster.pod("shop", "web-0", "web", "10.0.0.3").await;
+        let service = json!({
+            "metadata": { "name": "web", "namespace": "shop" },
+            "spec": { "selector": { "app": "web" }, "ports": [{ "name": "http", "port": 80, "targetPort": "http" }] },
+        });
+        cluster.ensure::<core::Service>(Some("shop"), service).await;
+        cluster.run();
+        cluster
+    }
+
+    fn config(&self) -> control::Config {
+        control::Config { bind: self.bind, ..control::Config::default() }
+    }
+
+    fn run(&mut self) {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (config, client) = (self.config(), self.client.clone());
+        self.stop = Some(stop);
+        self.control = Some(tokio::spawn(async move {
+            control::run(config, client, async {
+                let _ = stopped.await;
+            })
+            .await
+        }));
+    }
+
+    async fn halt(&mut self) {
+        let _ = self.stop.take().unwrap().send(());
+        soon("the end of the control plane", self.control.take().unwrap()).await.unwrap().unwrap();
+    }
+
+    async fn ensure<K>(&self, namespace: Option<&str>, object: Value)
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + serde::Serialize + std::fmt::Debug,
+    {
+        let plural = K::plural(&());
+        let resource = kube::core::ApiResource::erase::<K>(&());
+        let api = match namespace {
+            Some(namespace) => {
+                Api::<kube::core::DynamicObject>::namespaced_with(self.client.clone(), namespace, &resource)
+            }
+            None => Api::all_with(self.client.clone(), &resource),
+        };
+        let object = serde_json::from_value(object).unwrap();
+        match api.create(&PostParams::default(), &object).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+            Err(error) => panic!("create {plural}: {error}"),
+        }
+    }
+
+    async fn pod(&self, namespace: &str, name: &str, account: &str, ip: &str) {
+        let pod = json!({
+            "metadata": {
+                "name": name, "namespace": namespace, "labels": { "app": account },
+                "annotations": { "ambient.istio.io/redirection": "enabled" },
+            },
+            "spec": {
+                "serviceAccountName": account, "nodeName": "n1",
+                "containers": [{ "name": "c", "image": "c", "ports": [{ "name": "http", "containerPort": 8080 }] }],
+            },
+        });
+        self.ensure::<core::Pod>(Some(namespace), pod).await;
+        let status = json!({ "status": {
+            "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }],
+            "conditions": [{ "type": "Ready", "status": "True" }],
+        } });
+        let api = Api::<core::Pod>::namespaced(self.client.clone(), namespace);
+        api.patch_status(name, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+    }
+
+    async fn token(&self, namespace: &str, account: &str, pod: Option<&str>, audience: &str) -> String {
+        let bound = match pod {
+            Some(name) => {
+                let api = Api::<core::Pod>::namespaced(self.client.clone(), namespace);
+                Some(BoundObjectReference {
+                    api_version: Some("v1".into()),
+                    kind: Some("Pod".into()),
+                    name: Some(name.into()),
+                    uid: api.get(name).await.unwrap().metadata.uid,
+                })
+            }
+            None => None,
+        };
+        let spec = TokenRequestSpec {
+            audiences: vec![audience.into()],
+            bound_object_ref: bound,
+            expiration_seconds: Some(3600),
+        };
+        let request = TokenRequest { spec, ..TokenRequest::default() };
+        let api = Api::<core::ServiceAccount>::namespaced(self.client.clone(), namespace);
+        let answer = api.create_token_request(account, &PostParams::default(), &request).await.unwrap();
+        answer.status.unwrap().token
+    }
+
+    async fn proxy_token(&self) -> String {
+        self.token("ambit-system", "ambit-proxy", Some("proxy-n1"), "istio-ca").await
+    }
+
+    /// The root certificate as a pod of `namespace` would mount it.
+    async fn root(&self, namespace: &str) -> String {
+        let api = Api::<core::ConfigMap>::namespaced(self.client.clone(), namespace);
+        let there = |map: Option<&core::ConfigMap>| map.is_some();
+        let map = soon("the root certificate", await_condition(api, "istio-ca-root-cert", there)).await;
+        map.unwrap().unwrap().data.unwrap()["root-cert.pem"].clone()
+    }
+
+    /// A connection as a ztunnel makes it: TLS, the root from the ConfigMap, the name of istiod.
+    async fn connect(&self) -> Channel {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(self.root("shop").await))
+            .domain_name("istiod.istio-system.svc");
+        let endpoint =
+            Endpoint::from_shared(format!("https://{}:15012", self.bind)).unwrap().tls_config(tls).unwrap();
+        soon("a connection", async {
+            loop {
+                match endpoint.connect().await {
+                    Ok(channel) => return channel,
+                    // It does not listen before it knows everything.
+                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        })
+        .await
+    }
+}
+
+fn authorized<T>(message: T, token: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    let value = MetadataValue::try_from(format!("Bearer {token}")).unwrap();
+    request.metadata_mut().insert("authorization", value);
+    request.metadata_mut().insert("clusterid", MetadataValue::from_static("Kubernetes"));
+    request
+}
+
+/// A client that keeps what it is told, as a proxy does.
+struct Proxy {
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    responses: Streaming<DeltaDiscoveryResponse>,
+    addresses: BTreeMap<String, (String, wire::workload::Address)>,
+    policies: BTreeMap<String, String>,
+}
+
+impl Proxy {
+    async fn connect(channel: Channel, token: &str, known: BTreeMap<String, String>) -> Result<Self, Status> {
+        let (requests, sent) = mpsc::channel(16);
+        let node = Node {
+            id: "ztunnel~10.0.0.2~proxy-n1.ambit-system~ambit-system.svc.cluster.local".into(),
+            ..Node::default()
+        };
+        let first = |type_url: &str, known: BTreeMap<String, String>| DeltaDiscoveryRequest {
+            node: Some(node.clone()),
+            type_url: type_url.into(),
+            initial_resource_versions: known,
+            ..DeltaDiscoveryRequest::default()
+        };
+        requests.send(first(ADDRESS, known)).await.unwrap();
+        requests.send(first(AUTHORIZATION, BTreeMap::new())).await.unwrap();
+        let mut client = AggregatedDiscoveryServiceClient::new(channel);
+        let stream = client.delta_aggregated_resources(authorized(ReceiverStream::new(sent), token));
+        let responses = soon("an answer", stream).await?.into_inner();
+        Ok(Self { requests, responses, addresses: BTreeMap::new(), policies: BTreeMap::new() })
+    }
+
+    /// Takes in the next response and acknowledges it.
+    async fn next(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
+        use prost::Message;
+        let response = soon("a response", self.responses.message()).await?.expect("the stream goes on");
+        for resource in &response.resources {
+            let any = resource.resource.as_ref().unwrap();
+            assert_eq!(any.type_url, response.type_url);
+            if response.type_url == ADDRESS {
+                let address = wire::workload::Address::decode(&any.value[..]).unwrap();
+                self.addresses.insert(resource.name.clone(), (resource.version.clone(), address));
+            } else {
+                self.policies.insert(resource.name.clone(), resource.version.clone());
+            }
+        }
+        for name in &response.removed_resources {
+            if response.type_url == ADDRESS {
+                self.addresses.remove(name);
+            } else {
+                self.policies.remove(name);
+            }
+        }
+        let ack = DeltaDiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce.clone(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        self.requests.send(ack).await.unwrap();
+        Ok(response)
+    }
+
+    async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        soon(what, async {
+            while !done(self) {
+                self.next().await.unwrap();
+            }
+        })
+        .await;
+    }
+}
+
+async fn certificate(
+    channel: Channel,
+    token: &str,
+    identity: &str,
+) -> Result<(IstioCertificateResponse, rcgen::KeyPair), Status> {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+    let text =
+        |text: &str| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(text.into())) };
+    let metadata =
+        prost_types::Struct { fields: BTreeMap::from([("ImpersonatedIdentity".into(), text(identity))]) };
+    let request = IstioCertificateRequest { csr, validity_duration: 86_400, metadata: Some(metadata) };
+    let mut client = IstioCertificateServiceClient::new(channel);
+    let answer = soon("a certificate", client.create_certificate(authorized(request, token))).await?;
+    Ok((answer.into_inner(), key))
+}
+
+const WEB: &str = "Kubernetes//Pod/shop/web-0";
+const PROXY: &str = "Kubernetes//Pod/ambit-system/proxy-n1";
+const SERVICE: &str = "shop/web.shop.svc.cluster.local";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_proxy_gets_the_mesh_its_changes_and_certificates() {
+    let mut cluster = Cluster::start().await;
+    let token = cluster.proxy_token().await;
+    let channel = cluster.connect().await;
+    let mut proxy = Proxy::connect(channel.clone(), &token, BTreeMap::new()).await.unwrap();
+
+    // Both types are answered, policies first, even when there are none.
+    assert_eq!(proxy.next().await.unwrap().type_url, AUTHORIZATION);
+    assert_eq!(proxy.next().await.unwrap().type_url, ADDRESS);
+    for name in [WEB, PROXY, SERVICE] {
+        assert!(proxy.addresses.contains_key(name), "{name} in {:?}", proxy.addresses.keys());
+    }
+    let (_, address) = &proxy.addresses[WEB];
+    let Ok(wire::Address::Workload(workload)) = address.clone().try_into() else { panic!("{address:?}") };
+    assert_eq!(workload.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!(workload.tunnel, mesh::Tunnel::Hbone);
+    assert_eq!(workload.services.values().next().unwrap()[0].target_port, 8080);
+
+    // A change, a new pod and a removal come as they happen.
+    let pods = Api::<core::Pod>::namespaced(cluster.client.clone(), "shop");
+    cluster.pod("shop", "web-1", "web", "10.0.0.4").await;
+    proxy.until("a new workload", |proxy| proxy.addresses.contains_key("Kubernetes//Pod/shop/web-1")).await;
+    pods.delete("web-1", &kube::api::DeleteParams::default().grace_period(0)).await.unwrap();
+    proxy.until("a removal", |proxy| !proxy.addresses.contains_key("Kubernetes//Pod/shop/web-1")).await;
+
+    // Certificates: for what runs on the node, and for nothing else.
+    let (answer, key) =
+        certificate(channel.clone(), &token, "spiffe://cluster.local/ns/shop/sa/web").await.unwrap();
+    assert_eq!(answer.cert_chain.last().unwrap(), &cluster.root("shop").await);
+    usable_both_ways(&answer.cert_chain, &key);
+    let refused =
+        certificate(channel.clone(), &token, "spiffe://cluster.local/ns/shop/sa/idle").await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+
+    // The workload API is for node proxies only, and tokens must be for us.
+    let web = cluster.token("shop", "web", Some("web-0"), "istio-ca").await;
+    let denied = Proxy::connect(channel.clone(), &web, BTreeMap::new()).await.err().unwrap();
+    assert_eq!(denied.code(), tonic::Code::PermissionDenied);
+    let other = cluster.token("ambit-system", "ambit-proxy", Some("proxy-n1"), "someone-else").await;
+    let unknown = Proxy::connect(channel.clone(), &other, BTreeMap::new()).await.err().unwrap();
+    assert_eq!(unknown.code(), tonic::Code::Unauthenticated);
+
+    // After a restart the root is the same, what the client has is not sent again, what is gone is said.
+    let mut known: BTreeMap<String, String> =
+        proxy.addresses.iter().map(|(name, (version, _))| (name.clone(), version.clone())).collect();
+    known.insert("Kubernetes//Pod/shop/long-gone".into(), "1".into());
+    let root = cluster.root("shop").await;
+    cluster.halt().await;
+    cluster.run();
+    assert_eq!(cluster.root("shop").await, root);
+    let mut proxy = Proxy::connect(cluster.connect().await, &token, known).await.unwrap();
+    proxy.next().await.unwrap();
+    let first = proxy.next().await.unwrap();
+    assert_eq!((first.type_url.as_str(), first.resources.len()), (ADDRESS, 0));
+    assert_eq!(first.removed_resources, ["Kubernetes//Pod/shop/long-gone"]);
+    cluster.halt().await;
+    cluster.api.shutdown().await;
+}
+
+/// The chain works as client and as server certificate under its own root, with the key of the request.
+fn usable_both_ways(chain: &[String], key: &rcgen::KeyPair) {
+    use rustls_pki_types::pem::PemObject;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+    let certificate = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let (leaf, root) = (certificate(&chain[0]), certificate(&chain[1]));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(root).unwrap();
+    let verifier = rustls::server::WebPkiClientVerifier::builder(Arc::new(roots.clone())).build().unwrap();
+    verifier.verify_client_cert(&leaf, &[], UnixTime::now()).unwrap();
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let parsed = rustls::server::ParsedCertificate::try_from(&leaf).unwrap();
+    let algorithms = provider.signature_verification_algorithms.all;
+    rustls::client::verify_server_cert_signed_by_trust_anchor(
+        &parsed,
+        &roots,
+        &[],
+        UnixTime::now(),
+        algorithms,
+    )
+    .unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let key = provider.key_provider.load_private_key(key).unwrap();
+    rustls::sign::CertifiedKey::new(vec![leaf], key).keys_match().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_root_certificate_comes_back_when_somebody_changes_or_deletes_it() {
+    let mut cluster = Cluster::start().await;
+    let root = cluster.root("shop").await;
+    let maps = Api::<core::ConfigMap>::namespaced(cluster.client.clone(), "shop");
+    let wrong = json!({ "data": { "root-cert.pem": "wrong" } });
+    maps.patch("istio-ca-root-cert", &PatchParams::default(), &Patch::Merge(&wrong)).await.unwrap();
+    let right = |map: Option<&core::ConfigMap>| {
+        map.and_then(|map| map.data.as_ref()).is_some_and(|data| data["root-cert.pem"] == root)
+    };
+    soon("the repair", await_condition(maps.clone(), "istio-ca-root-cert", right)).await.unwrap();
+    maps.delete("istio-ca-root-cert", &kube::api::DeleteParams::default()).await.unwrap();
+    soon("the return", await_condition(maps, "istio-ca-root-cert", right)).await.unwrap();
+    cluster.ensure::<core::Namespace>(None, json!({ "metadata": { "name": "new" } })).await;
+    assert_eq!(cluster.root("new").await, root);
+    cluster.halt().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taken_port_is_one_sentence_that_says_what_to_do() {
+    let mut cluster = Cluster::start().await;
+    cluster.root("shop").await;
+    let error =
+        soon("the error", control::run(cluster.config(), cluster.client.clone(), std::future::pending()))
+            .await
+            .unwrap_err()
+            .to_string();
+    assert!(error.contains("15012") && error.contains("--grpc-port"), "{error}");
+    cluster.halt().await;
+}
