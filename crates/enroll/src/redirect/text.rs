@@ -121,9 +121,7 @@ fn mangle(out: &mut String, refuse_v6: bool) {
     );
     let restore = format!("ct mark & {MARK_MASK:#x} == {CONN_MARK:#x} counter meta mark set ct mark");
     let refuse = |direction: &str| {
-        vec![format!(
-            "{direction} != \"lo\" meta nfproto ipv6 meta l4proto tcp counter reject with tcp reset"
-        )]
+        vec![format!("{direction} != \"lo\" meta nfproto ipv6 {FIRST} counter reject with tcp reset")]
     };
     let (refuse_in, refuse_out) = (refuse("iifname"), refuse("oifname"));
     let jumps = ["jump istio-prerouting".to_owned(), "jump istio-output".to_owned()];
