@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::keepalive::Keepalive;
+use crate::stream::REMEMBERED_RESETS;
 use crate::tls::{self, Credential, HandshakeError, identities};
 use crate::{Baggage, Head, HeadError, Settings, Stream, connect};
 
@@ -114,6 +115,7 @@ impl Tunnel {
                 .max_header_list_size(MAX_HEADER_LIST)
                 .max_send_buffer_size(SEND_BUFFER)
                 .initial_max_send_streams(FIRST_STREAMS)
+                .max_concurrent_reset_streams(REMEMBERED_RESETS)
                 .enable_push(false)
                 .handshake(stream)
                 .await?;

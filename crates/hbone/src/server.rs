@@ -14,11 +14,14 @@ use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
 use crate::keepalive::Keepalive;
+use crate::stream::REMEMBERED_RESETS;
 use crate::tls::{self, Credential, HandshakeError, PeerFault, identities};
 use crate::{Baggage, Head, HeadError, Settings, Stream, connect};
 
 const MAX_HEADER_LIST: u32 = 64 << 10;
 const SEND_BUFFER: usize = 400 << 10;
+/// Clients that give up all at once are no attack yet; ten times as many are.
+const PENDING_RESETS: usize = 500;
 
 /// A tunnel that a client has made to us. Nothing moves in it unless [`Server::next`] is being awaited.
 pub struct Server<IO> {
@@ -72,6 +75,8 @@ where
             .max_header_list_size(MAX_HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
             .max_concurrent_streams(settings.max_streams)
+            .max_concurrent_reset_streams(REMEMBERED_RESETS)
+            .max_pending_accept_reset_streams(PENDING_RESETS)
             .handshake(stream);
         let http2 =
             timeout(within, http2).await.map_err(|_| HandshakeError::Http2Timeout { peer, within })?;

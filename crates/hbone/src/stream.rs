@@ -11,6 +11,10 @@ use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 /// More than this is not promised to one write, so that one stream cannot claim the window of a whole tunnel.
 const MAX_WRITE: usize = 256 << 10;
 
+/// Frames that were under way when a stream was reset are forgiven for so many streams; otherwise each would count
+/// as an error, and a tunnel that lives long enough would be closed for them.
+pub(crate) const REMEMBERED_RESETS: usize = 2000;
+
 /// A carried connection. Dropping it before both ends were closed resets it (CANCEL), so that a truncated transfer
 /// never looks complete.
 #[derive(Debug)]

@@ -1,0 +1,237 @@
+//! A control plane for tests: what is put into it is sent to every proxy; it signs every certificate request unless
+//! told to be away.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use mesh::{Policy, Service, Workload};
+use prost::Message;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, IsCa, Issuer,
+    KeyPair, SanType,
+};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+use wire::ca::istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer};
+use wire::ca::{IstioCertificateRequest, IstioCertificateResponse};
+use wire::xds::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use wire::xds::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+};
+
+const TYPES: [&str; 2] = [wire::type_url::ADDRESS, wire::type_url::AUTHORIZATION];
+
+#[derive(Clone)]
+pub struct Control {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// By type and name.
+    resources: Mutex<BTreeMap<(&'static str, String), Vec<u8>>>,
+    changed: watch::Sender<u64>,
+    ca: Mutex<Ca>,
+    nacks: Mutex<Vec<String>>,
+}
+
+struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    root: String,
+    /// What it answers instead of a certificate.
+    failing: Option<Status>,
+    lifetime: i64,
+    issued: usize,
+}
+
+impl Control {
+    pub async fn start() -> (Self, SocketAddr) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).unwrap().pem();
+        let ca = Ca { issuer: Issuer::new(params, key), root, failing: None, lifetime: 86400, issued: 0 };
+        let control = Self {
+            shared: Arc::new(Shared {
+                resources: Mutex::default(),
+                changed: watch::Sender::new(0),
+                ca: Mutex::new(ca),
+                nacks: Mutex::default(),
+            }),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tonic::transport::Server::builder()
+            .add_service(AggregatedDiscoveryServiceServer::new(control.clone()))
+            .add_service(IstioCertificateServiceServer::new(control.clone()))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        tokio::spawn(server);
+        (control, address)
+    }
+
+    fn put(&self, type_url: &'static str, name: String, value: Vec<u8>) {
+        self.shared.resources.lock().unwrap().insert((type_url, name), value);
+        self.shared.changed.send_modify(|n| *n += 1);
+    }
+
+    pub fn workload(&self, workload: &Workload) {
+        let bytes = wire::workload::Address::from(workload).encode_to_vec();
+        self.put(wire::type_url::ADDRESS, workload.uid.to_string(), bytes);
+    }
+
+    pub fn service(&self, service: &Service) {
+        let bytes = wire::workload::Address::from(service).encode_to_vec();
+        self.put(wire::type_url::ADDRESS, service.key.to_string(), bytes);
+    }
+
+    pub fn policy(&self, policy: &Policy) {
+        let bytes = wire::security::Authorization::from(policy).encode_to_vec();
+        self.put(wire::type_url::AUTHORIZATION, policy.key().to_string(), bytes);
+    }
+
+    /// Something that no proxy can understand.
+    pub fn garbage(&self, name: &str) {
+        self.put(wire::type_url::ADDRESS, name.into(), vec![0xff; 7]);
+    }
+
+    pub fn nacks(&self) -> Vec<String> {
+        self.shared.nacks.lock().unwrap().clone()
+    }
+
+    pub fn ca_fails(&self, status: Option<Status>) {
+        self.shared.ca.lock().unwrap().failing = status;
+    }
+
+    pub fn certificate_lifetime(&self, seconds: i64) {
+        self.shared.ca.lock().unwrap().lifetime = seconds;
+    }
+
+    pub fn issued(&self) -> usize {
+        self.shared.ca.lock().unwrap().issued
+    }
+
+    async fn serve(
+        self,
+        mut requests: Streaming<DeltaDiscoveryRequest>,
+        out: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    ) {
+        let mut changed = self.shared.changed.subscribe();
+        let mut sent: BTreeMap<&'static str, BTreeMap<String, Vec<u8>>> = BTreeMap::new();
+        let mut nonce = 0;
+        loop {
+            tokio::select! {
+                request = requests.message() => {
+                    let Ok(Some(request)) = request else { return };
+                    if let Some(error) = request.error_detail {
+                        self.shared.nacks.lock().unwrap().push(error.message);
+                    }
+                    if request.response_nonce.is_empty() {
+                        let type_url = TYPES.into_iter().find(|t| *t == request.type_url).unwrap();
+                        sent.insert(type_url, BTreeMap::new());
+                    } else {
+                        continue;
+                    }
+                }
+                _ = changed.changed() => {}
+            }
+            for (type_url, sent) in &mut sent {
+                let now: BTreeMap<String, Vec<u8>> = {
+                    let all = self.shared.resources.lock().unwrap();
+                    let of_type = all.iter().filter(|((t, _), _)| t == type_url);
+                    of_type.map(|((_, name), value)| (name.clone(), value.clone())).collect()
+                };
+                let news = now.iter().filter(|(name, value)| sent.get(*name) != Some(value));
+                let resources: Vec<Resource> = news
+                    .map(|(name, value)| Resource {
+                        name: name.clone(),
+                        version: "1".into(),
+                        resource: Some(prost_types::Any {
+                            type_url: (*type_url).into(),
+                            value: value.clone(),
+                        }),
+                        ..Resource::default()
+                    })
+                    .collect();
+                let removed_resources: Vec<String> =
+                    sent.keys().filter(|name| !now.contains_key(*name)).cloned().collect();
+                let first = nonce < 2;
+                if resources.is_empty() && removed_resources.is_empty() && !first {
+                    continue;
+                }
+                nonce += 1;
+                *sent = now;
+                let response = DeltaDiscoveryResponse {
+                    type_url: (*type_url).into(),
+                    nonce: nonce.to_string(),
+                    resources,
+                    removed_resources,
+                    ..DeltaDiscoveryResponse::default()
+                };
+                if out.send(Ok(response)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Control {
+    type StreamAggregatedResourcesStream =
+        Pin<Box<dyn Stream<Item = Result<DiscoveryResponse, Status>> + Send>>;
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        _: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("delta only"))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let (out, responses) = mpsc::channel(16);
+        tokio::spawn(self.clone().serve(request.into_inner(), out));
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for Control {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let request = request.into_inner();
+        let metadata = request.metadata.unwrap_or_default();
+        let identity = match &metadata.fields["ImpersonatedIdentity"].kind {
+            Some(prost_types::value::Kind::StringValue(identity)) => identity.clone(),
+            _ => return Err(Status::invalid_argument("no ImpersonatedIdentity")),
+        };
+        let mut ca = self.shared.ca.lock().unwrap();
+        if let Some(status) = &ca.failing {
+            return Err(status.clone());
+        }
+        let mut csr = CertificateSigningRequestParams::from_pem(&request.csr)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        assert_eq!(csr.params.subject_alt_names, vec![SanType::URI(identity.clone().try_into().unwrap())]);
+        csr.params.distinguished_name = DistinguishedName::new();
+        csr.params.not_before = now() - std::time::Duration::from_secs(120);
+        csr.params.not_after = now() + std::time::Duration::from_secs(ca.lifetime as u64);
+        let leaf = csr.signed_by(&ca.issuer).unwrap().pem();
+        ca.issued += 1;
+        Ok(Response::new(IstioCertificateResponse { cert_chain: vec![leaf, ca.root.clone()] }))
+    }
+}
+
+fn now() -> time::OffsetDateTime {
+    time::OffsetDateTime::now_utc()
+}

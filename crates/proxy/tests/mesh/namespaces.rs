@@ -1,0 +1,126 @@
+//! Network namespaces that exist only while a test holds them: nothing has a name, so nothing can be left behind.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::Command;
+
+use netns::NetNs;
+use nix::sched::{CloneFlags, unshare};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// Runs a test in a namespace of its own, on a runtime whose threads all live there.
+pub fn in_a_node<F: Future<Output = ()>>(test: impl FnOnce(Node) -> F + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("the tests need root");
+        sh(
+            "ip link set lo up && ip link add br0 type bridge && ip addr add 10.77.0.1/24 dev br0 && ip link set br0 up",
+        );
+        let node = Node { netns: NetNs::current().unwrap() };
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            tokio::time::timeout(std::time::Duration::from_secs(120), test(node))
+                .await
+                .expect("the test hangs");
+        });
+        runtime.shutdown_background();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// The namespace in which the proxies run; pods are joined by a bridge in it.
+pub struct Node {
+    netns: NetNs,
+}
+
+/// A pod: a namespace with an address.
+#[derive(Clone)]
+pub struct Pod {
+    pub netns: NetNs,
+    pub ip: IpAddr,
+}
+
+impl Node {
+    /// A pod with the address 10.77.0.`last`.
+    pub fn pod(&self, last: u8) -> Pod {
+        let netns = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            NetNs::current().unwrap()
+        });
+        let netns = netns.join().unwrap();
+        let path = format!("/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd());
+        self.netns
+            .run(|| {
+                sh(&format!(
+                    "ip link add v{last} type veth peer name eth0 netns {path} && ip link set v{last} master br0 up"
+                ));
+            })
+            .unwrap();
+        let pod = Pod { netns, ip: IpAddr::from([10, 77, 0, last]) };
+        pod.sh(&format!(
+            "ip link set lo up && ip addr add {}/24 dev eth0 && ip link set eth0 up && ip route add default via 10.77.0.1",
+            pod.ip
+        ));
+        pod
+    }
+}
+
+impl Pod {
+    pub fn sh(&self, script: &str) {
+        self.netns.run(|| sh(script)).unwrap();
+    }
+
+    /// The redirection that a node agent makes (reference/enrolment.md §2.4, without DNS).
+    pub fn redirect(&self) {
+        self.sh("ip route add local 0.0.0.0/0 dev lo table 100 && ip rule add fwmark 0x111/0xfff lookup 100 pref 32764");
+        let rules = "
+            table inet nat {
+                chain prerouting { type nat hook prerouting priority -100; policy accept;
+                    ip daddr != 127.0.0.1 tcp dport != 15008 meta mark & 0xfff != 0x539 redirect to :15006
+                }
+                chain output { type nat hook output priority -100; policy accept;
+                    meta l4proto tcp meta mark & 0xfff == 0x111 accept
+                    oifname lo ip daddr != 127.0.0.1 accept
+                    meta l4proto tcp ip daddr != 127.0.0.1 meta mark & 0xfff != 0x539 redirect to :15001
+                }
+            }
+            table inet mangle {
+                chain prerouting { type filter hook prerouting priority -150; policy accept;
+                    meta mark & 0xfff == 0x539 ct mark set ct mark & 0xfffff000 | 0x111
+                }
+                chain output { type route hook output priority -150; policy accept;
+                    ct mark & 0xfff == 0x111 meta mark set ct mark
+                }
+            }";
+        self.sh(&format!("printf '%s' '{rules}' | nft -f -"));
+    }
+
+    pub fn listen(&self, port: u16) -> TcpListener {
+        let address = SocketAddr::new("0.0.0.0".parse().unwrap(), port);
+        self.netns
+            .run(|| {
+                let socket = TcpSocket::new_v4().unwrap();
+                socket.set_reuseaddr(true).unwrap();
+                socket.bind(address).unwrap();
+                socket.listen(4096).unwrap()
+            })
+            .unwrap()
+    }
+
+    pub async fn connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+        let socket = self.netns.run(TcpSocket::new_v4).unwrap()?;
+        socket.connect(to).await
+    }
+
+    pub fn at(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, port)
+    }
+}
+
+fn sh(script: &str) {
+    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+}
