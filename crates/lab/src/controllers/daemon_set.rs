@@ -44,7 +44,7 @@ impl super::Controller for Controller {
         let hash = objects::hash(&spec.template, 0)?;
         let now = objects::now();
         let min_ready = spec.min_ready_seconds.unwrap_or(0);
-        let mine = children::owned(hub, &set, &selector).await?;
+        let mine = children::owned_or_adopted(hub, &set, &selector).await?;
         let daemons: Vec<Daemon> = mine.iter().map(|pod| describe(pod, &hash, min_ready, &now)).collect();
         let nodes = hub.nodes.all();
         let accepts = nodes.iter().filter(|node| affinity::wants(spec.template.spec.as_ref(), node));

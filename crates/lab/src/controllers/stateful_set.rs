@@ -43,7 +43,7 @@ impl super::Controller for Controller {
         let revision = format!("{}-{}", key.name, objects::hash(&spec.template, 0)?);
         let now = objects::now();
         let min_ready = spec.min_ready_seconds.unwrap_or(0);
-        let mut mine = children::owned(hub, &set, &selector).await?;
+        let mut mine = children::owned_or_adopted(hub, &set, &selector).await?;
         let members = |pods: &[Pod]| -> Vec<Member> {
             pods.iter().filter_map(|pod| describe(pod, &key.name, &revision, min_ready, &now)).collect()
         };
@@ -65,7 +65,7 @@ impl super::Controller for Controller {
                 }
             }
             if acted {
-                mine = children::owned(hub, &set, &selector).await?;
+                mine = children::owned_or_adopted(hub, &set, &selector).await?;
             }
         }
 

@@ -103,7 +103,7 @@ pub async fn in_background(
 pub async fn carry(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
     // Fails only for the leader of a process group, which has a session of its own as good as that.
     let _ = nix::unistd::setsid();
-    // The first report that cannot be delivered is the last: the parent has what it wanted, or is gone.
+    // A report that cannot be delivered is nobody's loss: the parent has what it wanted, or is gone.
     let report = |report: &Report| {
         use std::io::Write;
         if let Ok(line) = serde_json::to_string(report) {
@@ -115,8 +115,9 @@ pub async fn carry(options: Options, stop: CancellationToken) -> anyhow::Result<
     let log = name.state_dir().join("lab.log");
     let progress: Progress = std::sync::Arc::new(move |text| {
         report(&Report::Progress(text.to_owned()));
-        log_to(&log);
-        tracing::info!("{text}");
+        if log_to(&log) {
+            tracing::info!("{text}");
+        }
     });
     let result = run::run(
         options,
@@ -129,17 +130,17 @@ pub async fn carry(options: Options, stop: CancellationToken) -> anyhow::Result<
     )
     .await;
     if let Err(error) = &result {
+        // The log is gone with the lab.
         report(&Report::Error(format!("{error:#}")));
-        tracing::error!(error = format!("{error:#}"), "the lab failed");
     }
     result
 }
 
-/// Turns standard error into the lab's log as soon as there is a place for it.
-fn log_to(path: &Path) {
+/// Turns standard error into the lab's log as soon as there is a place for it; says whether it is.
+fn log_to(path: &Path) -> bool {
     static DONE: std::sync::OnceLock<()> = std::sync::OnceLock::new();
     if DONE.get().is_some() {
-        return;
+        return true;
     }
     let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
     if let Ok(file) = file
@@ -147,6 +148,7 @@ fn log_to(path: &Path) {
     {
         let _ = DONE.set(());
     }
+    DONE.get().is_some()
 }
 
 /// Lets go of the parent's pipe: it waits for the end of it.

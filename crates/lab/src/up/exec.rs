@@ -7,6 +7,7 @@ use kube::Api;
 use kube::api::AttachParams;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
+use super::answers::plainly;
 use super::record::{Record, labs};
 use super::{LabName, preflight};
 
@@ -43,6 +44,7 @@ pub async fn exec(lab: &LabName, exec: &Exec) -> anyhow::Result<u8> {
     let mut process = pods
         .exec(&exec.pod, &exec.command, &params)
         .await
+        .map_err(plainly)
         .with_context(|| format!("cannot run a command in {}/{}", exec.namespace, exec.pod))?;
     let status = process.take_status().context("the API does not tell how the command ends")?;
     let input = process.stdin().map(|to| tokio::spawn(send_input(to)));

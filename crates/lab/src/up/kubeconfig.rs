@@ -121,9 +121,18 @@ fn merged(mut into: Value, from: Value) -> Value {
 
 fn without(mut config: Value, context: &str, former: Option<&str>) -> Value {
     let Some(map) = config.as_object_mut() else { return config };
-    for list in LISTS {
+    // Cluster and user go with the last context that uses them.
+    let contexts = map.get("contexts").and_then(Value::as_array).cloned().unwrap_or_default();
+    let uses = |entry: &Value, what: &str| entry["context"][what].as_str().map(str::to_owned);
+    let (ours, others): (Vec<&Value>, Vec<&Value>) = contexts.iter().partition(|entry| is_named(entry, context));
+    for (list, what) in [("contexts", None), ("clusters", Some("cluster")), ("users", Some("user"))] {
+        let mut names: Vec<String> = match what {
+            None => vec![context.to_owned()],
+            Some(what) => ours.iter().filter_map(|entry| uses(entry, what)).collect(),
+        };
+        names.retain(|name| !what.is_some_and(|what| others.iter().any(|other| uses(other, what).as_ref() == Some(name))));
         if let Some(entries) = map.get_mut(list).and_then(Value::as_array_mut) {
-            entries.retain(|entry| !is_named(entry, context));
+            entries.retain(|entry| !names.iter().any(|name| is_named(entry, name)));
         }
     }
     if map.get("current-context").and_then(Value::as_str) == Some(context) {
@@ -175,8 +184,8 @@ mod tests {
     fn lab() -> Kubeconfig {
         let config = json!({
             "clusters": [{"name": "ambit-lab", "cluster": {"server": "https://127.0.0.1:1"}}],
-            "users": [{"name": "ambit-lab", "user": {}}],
-            "contexts": [{"name": "ambit-lab", "context": {"cluster": "ambit-lab", "user": "ambit-lab"}}],
+            "users": [{"name": "ambit-lab-admin", "user": {}}],
+            "contexts": [{"name": "ambit-lab", "context": {"cluster": "ambit-lab", "user": "ambit-lab-admin"}}],
             "current-context": "ambit-lab",
         });
         serde_json::from_value(config).unwrap()

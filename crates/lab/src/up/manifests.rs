@@ -13,6 +13,8 @@ use kube::discovery::{Scope, pinned_kind};
 use kube::{Api, Client};
 use serde_json::Value;
 
+use super::answers::plainly;
+
 /// How long a kind may take to be served after its CustomResourceDefinition was applied, and a new namespace to
 /// get its service account.
 const SETTLE: Duration = Duration::from_secs(20);
@@ -156,7 +158,7 @@ async fn apply(client: &Client, object: &Value, has_kinds: bool) -> anyhow::Resu
     let kind = GroupVersionKind::try_from(&types)?;
     let found = within(if has_kinds { SETTLE } else { Duration::ZERO }, || pinned_kind(client, &kind)).await;
     let (resource, capabilities) =
-        found.with_context(|| format!("the API serves no kind {} of {}", types.kind, types.api_version))?;
+        found.map_err(plainly).with_context(|| format!("the API serves no kind {} of {}", types.kind, types.api_version))?;
     let api: Api<DynamicObject> = if capabilities.scope == Scope::Cluster {
         object.metadata.namespace = None;
         Api::all_with(client.clone(), &resource)
@@ -171,9 +173,9 @@ async fn apply(client: &Client, object: &Value, has_kinds: bool) -> anyhow::Resu
     };
     match object.metadata.name.clone() {
         Some(name) => {
-            api.patch(&name, &PatchParams::apply("ambit-lab").force(), &Patch::Apply(&object)).await?;
+            api.patch(&name, &PatchParams::apply("ambit-lab").force(), &Patch::Apply(&object)).await.map_err(plainly)?;
         }
-        None => _ = api.create(&PostParams::default(), &object).await?,
+        None => _ = api.create(&PostParams::default(), &object).await.map_err(plainly)?,
     }
     Ok(())
 }

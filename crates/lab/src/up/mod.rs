@@ -5,6 +5,7 @@
 //! is made, so that [`down`] works the same after Ctrl-C and after a crash. Nothing is ever made in the host's own
 //! network namespace.
 
+mod answers;
 mod background;
 mod cgroups;
 mod down;

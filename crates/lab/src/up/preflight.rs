@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+use super::answers::plainly;
+
 /// Programs a lab with nodes cannot do without, and the Debian packages that have them.
 const PROGRAMS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
@@ -75,7 +77,7 @@ pub async fn reachable(path: &Path) -> anyhow::Result<kube::Client> {
     match version {
         Ok(Ok(_)) => Ok(client),
         Ok(Err(error)) => {
-            Err(error).with_context(|| format!("the cluster of {} cannot be used: is it up?", path.display()))
+            Err(plainly(error)).with_context(|| format!("the cluster of {} cannot be used: is it up?", path.display()))
         }
         Err(_) => bail!("the cluster of {} did not answer within ten seconds: is it up?", path.display()),
     }
@@ -84,10 +86,10 @@ pub async fn reachable(path: &Path) -> anyhow::Result<kube::Client> {
 /// A client for a kubeconfig file.
 pub async fn client(path: &Path) -> anyhow::Result<kube::Client> {
     let why = || format!("{} is no usable kubeconfig", path.display());
+    std::fs::File::open(path).with_context(|| format!("cannot read the kubeconfig {}", path.display()))?;
     let kubeconfig = kube::config::Kubeconfig::read_from(path).with_context(why)?;
-    let config =
-        kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.with_context(why)?;
-    kube::Client::try_from(config).with_context(why)
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.with_context(why)?;
+    kube::Client::try_from(config).map_err(plainly).with_context(why)
 }
 
 #[cfg(test)]

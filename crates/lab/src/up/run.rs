@@ -42,7 +42,9 @@ pub async fn run(
     preflight::machine(options.nodes > 0)?;
     let Some(lock) = Lock::take(&options.name)? else { bail!(already_running(&options.name)) };
     let result = carry(&options, &progress, ready, stop).await;
-    progress("taking the lab down");
+    if options.name.state_dir().exists() {
+        progress("taking the lab down");
+    }
     let name = options.name.clone();
     let cleared = tokio::task::spawn_blocking(move || down::clear(&name)).await?;
     lock.remove();
@@ -67,7 +69,6 @@ async fn carry(
     let up = tokio::select! {
         up = lab.bring_up(options, progress) => up,
         () = stop.cancelled() => {
-            progress("interrupted");
             lab.end().await;
             return Ok(());
         }

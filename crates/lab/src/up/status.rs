@@ -8,6 +8,7 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use serde::Serialize;
 
+use super::answers::plainly;
 use super::record::Record;
 use super::{LabName, preflight, run};
 
@@ -96,8 +97,8 @@ pub async fn status(lab: &LabName) -> Status {
 
 async fn look(record: &Record) -> anyhow::Result<(Vec<Node>, Vec<Pod>)> {
     let client = preflight::client(&record.kubeconfig).await?;
-    let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await?;
-    let pods = Api::<Pod>::all(client).list(&ListParams::default()).await?;
+    let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await.map_err(plainly)?;
+    let pods = Api::<Pod>::all(client).list(&ListParams::default()).await.map_err(plainly)?;
     let mine = |node: &Node| {
         record.nodes.is_empty() || record.nodes.iter().any(|known| known.name == node.name_any())
     };
