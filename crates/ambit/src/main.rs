@@ -37,7 +37,10 @@ enum Command {
 fn main() -> std::process::ExitCode {
     // The only provider that is compiled in; choosing it again is no error.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let result = match Cli::parse().command {
+    if cmd::cni::called_as_plugin() {
+        return exit(cmd::cni::run(cmd::cni::Args {}));
+    }
+    exit(match Cli::parse().command {
         Command::Lab(args) => cmd::lab::run(args),
         Command::Demo(args) => cmd::demo::run(args),
         Command::Install(args) => cmd::install::install(args),
@@ -46,7 +49,10 @@ fn main() -> std::process::ExitCode {
         Command::Agent(args) => cmd::agent::run(args),
         Command::Cni(args) => cmd::cni::run(args),
         Command::Proxy(args) => cmd::proxy::run(args),
-    };
+    })
+}
+
+fn exit(result: anyhow::Result<std::process::ExitCode>) -> std::process::ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {

@@ -29,3 +29,4 @@ pub mod zds;
 
 pub use agent::{cleanup, run};
 pub use config::Config;
+pub use tokio_util::sync::CancellationToken;
