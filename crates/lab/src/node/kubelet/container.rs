@@ -13,7 +13,8 @@ use crate::node::runtime::bundle::{Bind, Bundle, Propagation};
 use crate::node::runtime::caps;
 use crate::node::runtime::env::{Env, expand};
 use crate::node::runtime::images::{self, Image};
-use crate::node::volumes::{EtcFiles, Volumes, fetch, payload};
+use crate::node::volumes::etc::EtcFiles;
+use crate::node::volumes::{Volumes, fetch, payload};
 use crate::node::{layout, volumes};
 
 /// Where a pod's containers live: what its sandbox gave them.

@@ -42,7 +42,7 @@ impl Sandbox {
         let cgroup = format!("{}/pod{uid}/{id}", config.cgroup());
         if pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false) {
             let netns = NetNs::open(layout::NODE_NETNS)?;
-            let holder = hold(Some(netns.clone()), None)?;
+            let holder = hold(Some(netns.clone()), None).await?;
             join_cgroup(&cgroup, holder.id());
             let netns_path = layout::NODE_NETNS.into();
             return Ok(Self { ips: vec![config.ip], netns, netns_path, attached: None, holder });
@@ -57,7 +57,7 @@ impl Sandbox {
             &name[16..20],
             &name[20..]
         ));
-        let holder = hold(None, Some(netns_path.clone())).context("cannot make a network namespace")?;
+        let holder = hold(None, Some(netns_path.clone())).await.context("cannot make a network namespace")?;
         join_cgroup(&cgroup, holder.id());
         let mut half = Half { netns_path: netns_path.clone(), holder: Some(holder) };
         let netns = NetNs::open(&netns_path)?;
@@ -111,7 +111,7 @@ impl Drop for Half {
 
 /// Starts the process that stands for the pod, in `existing` or in a new network namespace that is then bound
 /// to a path. A thread enters the namespace, so that neither this process nor its other threads leave theirs.
-fn hold(existing: Option<NetNs>, bind_to: Option<PathBuf>) -> anyhow::Result<std::process::Child> {
+async fn hold(existing: Option<NetNs>, bind_to: Option<PathBuf>) -> anyhow::Result<std::process::Child> {
     let start = move || -> anyhow::Result<std::process::Child> {
         match &existing {
             Some(netns) => nix::sched::setns(netns, CloneFlags::CLONE_NEWNET)?,
@@ -137,11 +137,10 @@ fn hold(existing: Option<NetNs>, bind_to: Option<PathBuf>) -> anyhow::Result<std
             .stderr(Stdio::null())
             .spawn()?)
     };
-    std::thread::Builder::new()
-        .name("sandbox".into())
-        .spawn(start)?
-        .join()
-        .map_err(|_| anyhow::anyhow!("the thread that makes a sandbox ended early"))?
+    let (tell, told) = tokio::sync::oneshot::channel();
+    // A thread of its own, which ends: it never comes back from the namespace it has entered.
+    std::thread::Builder::new().name("sandbox".into()).spawn(move || drop(tell.send(start())))?;
+    told.await.context("the thread that makes a sandbox ended early")?
 }
 
 /// Brings up `lo` of the calling thread's namespace.

@@ -4,20 +4,19 @@
 //! `hostPath` lies under `/var/lib/kubelet/pods/<uid>/volumes`, as on a real node.
 
 pub mod atomic;
+pub mod etc;
 pub mod host;
 pub mod payload;
+mod project;
 mod token;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, DownwardAPIVolumeFile, EmptyDirVolumeSource, KeyToPath, Pod, Secret, Volume,
-};
+use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Pod, Volume};
 use kube::{Api, Client};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -25,7 +24,6 @@ use super::fields::{self, Facts};
 use super::layout;
 use super::runtime::bundle::{Bind, Propagation};
 use super::runtime::env;
-use payload::{File, Files};
 use token::Tokens;
 
 /// The volumes of one pod.
@@ -165,55 +163,6 @@ impl Volumes {
         atomic::write(&path, &files, group).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Prepared { path, read_only: true })
     }
-
-    /// The files of a volume that is made from objects; `None` when it is of another kind.
-    async fn project(&mut self, volume: &Volume, from: &Sources<'_>) -> anyhow::Result<Option<Files>> {
-        let pod = from.facts.pod;
-        let mode = |mode: Option<i32>| mode.map_or(0o644, |m| m as u32);
-        if let Some(map) = &volume.config_map {
-            return config_map(from, &map.name, map.items.as_deref(), mode(map.default_mode), map.optional)
-                .await
-                .map(Some);
-        }
-        if let Some(secret) = &volume.secret {
-            let name = secret.secret_name.as_deref().unwrap_or_default();
-            return secret_files(
-                from,
-                name,
-                secret.items.as_deref(),
-                mode(secret.default_mode),
-                secret.optional,
-            )
-            .await
-            .map(Some);
-        }
-        if let Some(downward) = &volume.downward_api {
-            return downward_files(from, downward.items.iter().flatten(), mode(downward.default_mode))
-                .map(Some);
-        }
-        let Some(projected) = &volume.projected else { return Ok(None) };
-        let default = mode(projected.default_mode);
-        let mut files = Files::new();
-        for source in projected.sources.iter().flatten() {
-            if let Some(map) = &source.config_map {
-                files.extend(config_map(from, &map.name, map.items.as_deref(), default, map.optional).await?);
-            } else if let Some(secret) = &source.secret {
-                files.extend(
-                    secret_files(from, &secret.name, secret.items.as_deref(), default, secret.optional)
-                        .await?,
-                );
-            } else if let Some(downward) = &source.downward_api {
-                files.extend(downward_files(from, downward.items.iter().flatten(), default)?);
-            } else if let Some(wanted) = &source.service_account_token {
-                payload::check_path(&wanted.path).map_err(|e| anyhow!(e))?;
-                let token = self.tokens.get(from.client, pod, wanted).await?;
-                files.insert(wanted.path.clone(), File { content: token.into_bytes(), mode: default });
-            } else {
-                bail!("a projected source is of a kind the lab does not offer");
-            }
-        }
-        Ok(Some(files))
-    }
 }
 
 fn volumes_of(pod: &Pod) -> impl Iterator<Item = &Volume> {
@@ -276,168 +225,6 @@ where
         bail!("{kind} \"{name}\" not found");
     }
     Ok(found)
-}
-
-fn namespace<'a>(from: &Sources<'a>) -> &'a str {
-    from.facts.pod.metadata.namespace.as_deref().unwrap_or("default")
-}
-
-async fn config_map(
-    from: &Sources<'_>,
-    name: &str,
-    items: Option<&[KeyToPath]>,
-    mode: u32,
-    optional: Option<bool>,
-) -> anyhow::Result<Files> {
-    let optional = optional.unwrap_or(false);
-    let Some(map) = fetch::<ConfigMap>(from.client, namespace(from), name, optional).await? else {
-        return Ok(Files::new());
-    };
-    payload::lay_out(&format!("configmap {name:?}"), &payload::config_map(&map), items, mode, optional)
-        .map_err(|e| anyhow!(e))
-}
-
-async fn secret_files(
-    from: &Sources<'_>,
-    name: &str,
-    items: Option<&[KeyToPath]>,
-    mode: u32,
-    optional: Option<bool>,
-) -> anyhow::Result<Files> {
-    let optional = optional.unwrap_or(false);
-    let Some(secret) = fetch::<Secret>(from.client, namespace(from), name, optional).await? else {
-        return Ok(Files::new());
-    };
-    payload::lay_out(&format!("secret {name:?}"), &payload::secret(&secret), items, mode, optional)
-        .map_err(|e| anyhow!(e))
-}
-
-fn downward_files<'f>(
-    from: &Sources<'_>,
-    items: impl Iterator<Item = &'f DownwardAPIVolumeFile>,
-    default_mode: u32,
-) -> anyhow::Result<Files> {
-    let mut files = Files::new();
-    for item in items {
-        payload::check_path(&item.path).map_err(|e| anyhow!(e))?;
-        let text = if let Some(field) = &item.field_ref {
-            fields::field(&from.facts, &field.field_path)
-        } else if let Some(resource) = &item.resource_field_ref {
-            fields::resource(from.facts.pod, None, resource, from.capacity)
-        } else {
-            Err(format!("{:?} says neither fieldRef nor resourceFieldRef", item.path))
-        };
-        let content = text.map_err(|e| anyhow!(e))?.into_bytes();
-        let mode = item.mode.map_or(default_mode, |m| m as u32);
-        files.insert(item.path.clone(), File { content, mode });
-    }
-    Ok(files)
-}
-
-/// The files under `/etc` that a pod has of its own.
-pub struct EtcFiles {
-    /// `/etc/hosts`.
-    pub hosts: PathBuf,
-    /// `/etc/hostname`.
-    pub hostname: PathBuf,
-    /// `/etc/resolv.conf`.
-    pub resolv_conf: PathBuf,
-}
-
-impl EtcFiles {
-    /// Writes them.
-    pub fn write(pod: &Pod, hostname: &str, ips: &[IpAddr], resolv_conf: &str) -> anyhow::Result<Self> {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let dir = Path::new(layout::PODS).join(uid).join("etc");
-        fs::create_dir_all(&dir)?;
-        let files = Self {
-            hosts: dir.join("hosts"),
-            hostname: dir.join("hostname"),
-            resolv_conf: dir.join("resolv.conf"),
-        };
-        fs::write(&files.hosts, hosts(pod, hostname, ips))?;
-        fs::write(&files.hostname, format!("{hostname}\n"))?;
-        fs::write(&files.resolv_conf, resolv_conf)?;
-        Ok(files)
-    }
-}
-
-fn hosts(pod: &Pod, hostname: &str, ips: &[IpAddr]) -> String {
-    let spec = pod.spec.as_ref();
-    let mut text =
-        "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-            .to_owned();
-    let full = spec.and_then(|s| s.subdomain.as_deref()).filter(|s| !s.is_empty()).map(|sub| {
-        format!(
-            "{hostname}.{sub}.{}.svc.cluster.local\t",
-            pod.metadata.namespace.as_deref().unwrap_or("default")
-        )
-    });
-    for ip in ips {
-        text.push_str(&format!("{ip}\t{}{hostname}\n", full.as_deref().unwrap_or("")));
-    }
-    for alias in spec.iter().flat_map(|s| s.host_aliases.iter().flatten()) {
-        text.push_str(&format!(
-            "{}\t{}\n",
-            alias.ip,
-            alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t")
-        ));
-    }
-    text
-}
-
-/// The `resolv.conf` of a pod by its DNS policy.
-pub fn resolv_conf(pod: &Pod, cluster_dns: IpAddr, host: &str) -> String {
-    let spec = pod.spec.as_ref();
-    let policy = spec.and_then(|s| s.dns_policy.as_deref()).unwrap_or("ClusterFirst");
-    let host_network = spec.and_then(|s| s.host_network).unwrap_or(false);
-    let cluster = match policy {
-        "ClusterFirstWithHostNet" => true,
-        "ClusterFirst" => !host_network,
-        _ => false,
-    };
-    let (mut servers, mut searches, mut options): (Vec<String>, Vec<String>, Vec<String>) =
-        Default::default();
-    if cluster {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-        servers.push(cluster_dns.to_string());
-        searches = vec![
-            format!("{namespace}.svc.cluster.local"),
-            "svc.cluster.local".to_owned(),
-            "cluster.local".to_owned(),
-        ];
-        options.push("ndots:5".to_owned());
-    } else if policy != "None" {
-        for line in host.lines() {
-            let mut words = line.split_whitespace();
-            match words.next() {
-                Some("nameserver") => servers.extend(words.next().map(str::to_owned)),
-                Some("search" | "domain") => searches = words.map(str::to_owned).collect(),
-                Some("options") => options.extend(words.map(str::to_owned)),
-                _ => {}
-            }
-        }
-    }
-    if let Some(own) = spec.and_then(|s| s.dns_config.as_ref()) {
-        servers.extend(own.nameservers.iter().flatten().cloned());
-        searches.extend(own.searches.iter().flatten().cloned());
-        for option in own.options.iter().flatten() {
-            let name = option.name.clone().unwrap_or_default();
-            options.retain(|o| o.split(':').next() != Some(name.as_str()));
-            options.push(option.value.as_ref().map_or_else(|| name.clone(), |v| format!("{name}:{v}")));
-        }
-    }
-    let mut text = String::new();
-    if !searches.is_empty() {
-        text.push_str(&format!("search {}\n", searches.join(" ")));
-    }
-    for server in servers {
-        text.push_str(&format!("nameserver {server}\n"));
-    }
-    if !options.is_empty() {
-        text.push_str(&format!("options {}\n", options.join(" ")));
-    }
-    text
 }
 
 #[cfg(test)]
