@@ -117,13 +117,7 @@ async fn ask(ns: &NetNs, name: &str) -> Vec<String> {
         message.answers.iter().map(|record| record.data.to_string()).collect::<Vec<_>>()
     };
     let talk = async {
-        let udp = ns
-            .try_run(|| {
-                let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-                socket.set_nonblocking(true)?;
-                UdpSocket::from_std(socket)
-            })
-            .unwrap();
+        let udp = udp_socket(ns, "0.0.0.0:0");
         udp.connect("10.96.0.10:53").await.unwrap();
         udp.send(&query).await.unwrap();
         let mut buffer = [0; 1500];
@@ -194,6 +188,14 @@ fn slice(service: &str, port: u16, addresses: &[&str]) -> Value {
         "ports": [{"port": port}], "endpoints": endpoints})
 }
 
+fn forms(name: &str, family: &str, addresses: &[&str]) -> Value {
+    let mut slice = slice("forms", 8080, addresses);
+    slice["addressType"] = family.into();
+    slice["metadata"]["name"] = format!("forms-{name}").into();
+    slice["ports"] = json!([{"name": "tcp", "port": 8080}, {"name": "udp", "port": 8080, "protocol": "UDP"}]);
+    slice
+}
+
 fn config(netns: PathBuf, kubeconfig: PathBuf) -> Config {
     Config {
         lab: "test".into(),
@@ -219,6 +221,37 @@ fn kubeconfig(directory: &Path, server: SocketAddr) -> PathBuf {
         "users": [{"name": "lab", "user": {}}]});
     std::fs::write(&path, text.to_string()).unwrap();
     path
+}
+
+fn udp_socket(ns: &NetNs, address: &str) -> UdpSocket {
+    ns.try_run(|| {
+        let socket = std::net::UdpSocket::bind(address)?;
+        socket.set_nonblocking(true)?;
+        UdpSocket::from_std(socket)
+    })
+    .unwrap()
+}
+
+/// Sends a datagram and answers what comes back, which only an answer from the address asked can be.
+async fn call_udp(ns: &NetNs, address: &str) -> String {
+    let socket = udp_socket(ns, "0.0.0.0:0");
+    socket.connect(address).await.unwrap();
+    socket.send(b"?").await.unwrap();
+    let mut buffer = [0; 100];
+    let received = tokio::time::timeout(BOUND, socket.recv(&mut buffer)).await;
+    let length = received.expect("no answer by UDP").unwrap();
+    String::from_utf8_lossy(&buffer[..length]).into_owned()
+}
+
+fn serve_udp(ns: &NetNs, address: &str, name: &'static str) {
+    let socket = udp_socket(ns, address);
+    tokio::spawn(async move {
+        let mut buffer = [0; 100];
+        loop {
+            let (_, peer) = socket.recv_from(&mut buffer).await.unwrap();
+            socket.send_to(format!("{} {name}", peer.ip()).as_bytes(), peer).await.unwrap();
+        }
+    });
 }
 
 /// Calls until the answer is as wanted: the rules follow the API with a delay.
@@ -256,8 +289,16 @@ async fn pods_reach_services_names_and_the_api_server() {
             service("nobody", "10.96.0.7", 80),
             service("kubernetes", "10.96.0.1", 443),
             service("headless", "None", 8080),
+            // Every other form a rule can take: nft refuses all of them if one is wrong.
+            json!({"metadata": {"namespace": "default", "name": "forms", "resourceVersion": "1"},
+                "spec": {"type": "NodePort", "sessionAffinity": "ClientIP",
+                    "clusterIPs": ["10.96.0.8", "fd00:96::8"], "ports": [
+                        {"name": "tcp", "port": 80, "nodePort": 30080},
+                        {"name": "udp", "port": 80, "nodePort": 30080, "protocol": "UDP"}]}}),
         ],
         vec![
+            forms("4", "IPv4", &[POD_A]),
+            forms("6", "IPv6", &["fd00:199::2"]),
             slice("web", 8080, &[POD_A, POD_B]),
             slice("self", 8080, &[POD_A]),
             slice("headless", 8080, &[POD_A]),
@@ -289,6 +330,13 @@ async fn pods_reach_services_names_and_the_api_server() {
 
     // The node itself.
     assert_eq!(call(&node, "10.96.0.6:80").await.unwrap(), format!("{NODE} a"));
+
+    // UDP, and ports on the node's own address, whose callers are hidden so that answers come back this way.
+    serve_udp(&a, &format!("{POD_A}:8080"), "a");
+    assert_eq!(call_udp(&b, "10.96.0.8:80").await, format!("{POD_B} a"));
+    assert_eq!(call(&b, "10.96.0.8:80").await.unwrap(), format!("{POD_B} a"));
+    assert_eq!(call(&b, &format!("{NODE}:30080")).await.unwrap(), format!("{GATEWAY} a"));
+    assert_eq!(call_udp(&b, &format!("{NODE}:30080")).await, format!("{GATEWAY} a"));
 
     // Nobody behind it: refused at once, from a pod and from the node.
     for caller in [&a, &node] {

@@ -204,10 +204,8 @@ where
         }
         let _ = sink.send(goodbye()).await;
     };
-    // Outwards ends when the session has let go of the connection, which it does when inwards has ended.
-    futures::join!(async {
-        tokio::select! { () = inwards => {}, () = outwards => {} }
-    });
+    // Inwards ends when the client is gone, outwards when the session has let go of the connection.
+    tokio::select! { () = inwards => {}, () = outwards => {} }
 }
 
 /// A client, as far as tests need one.

@@ -178,3 +178,16 @@ fn node_ports_answer_on_the_nodes_address() {
     );
     assert!(text.contains("tcp . 30080 : goto ip/default/web/tcp/80"));
 }
+
+#[test]
+fn a_small_cluster_as_nft_sees_it() {
+    let text = render(
+        &node(),
+        &snapshot(&[
+            service("default", "web", json!({"clusterIP": "10.96.0.5", "ports": [{"port": 80}]})),
+            slice("default", "web", json!([{"port": 8080}]), json!([{"addresses": ["10.1.0.1"]}])),
+            service("default", "idle", json!({"clusterIP": "10.96.0.6", "ports": [{"port": 80}]})),
+        ]),
+    );
+    insta::assert_snapshot!(text);
+}
