@@ -305,7 +305,6 @@ fn name_flag(name: &LabName) -> String {
 }
 
 async fn carry(args: CarryArgs) -> anyhow::Result<ExitCode> {
-    logging::init();
     let options = Options {
         manifests: Manifests::read(&[PathBuf::from("-")])?,
         name: args.lab.name,
@@ -315,7 +314,7 @@ async fn carry(args: CarryArgs) -> anyhow::Result<ExitCode> {
         join: args.join,
     };
     // What went wrong has been reported to whoever started this.
-    let result = up::carry(options, stop_signals()?).await;
+    let result = up::carry(options, stop_signals()?, logging::init).await;
     Ok(if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -97,10 +97,11 @@ pub async fn in_background(
 }
 
 /// The body of the background process: [`run::run`] in a session of its own, reporting on standard output.
+/// `start_logging` is called once standard error is the lab's log; until then it is the user's terminal.
 ///
 /// # Errors
 /// Those of [`run::run`], after they were reported.
-pub async fn carry(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn carry(options: Options, stop: CancellationToken, start_logging: fn()) -> anyhow::Result<()> {
     // Fails only for the leader of a process group, which has a session of its own as good as that.
     let _ = nix::unistd::setsid();
     // A report that cannot be delivered is nobody's loss: the parent has what it wanted, or is gone.
@@ -115,7 +116,7 @@ pub async fn carry(options: Options, stop: CancellationToken) -> anyhow::Result<
     let log = name.state_dir().join("lab.log");
     let progress: Progress = std::sync::Arc::new(move |text| {
         report(&Report::Progress(text.to_owned()));
-        if log_to(&log) {
+        if log_to(&log, start_logging) {
             tracing::info!("{text}");
         }
     });
@@ -137,7 +138,7 @@ pub async fn carry(options: Options, stop: CancellationToken) -> anyhow::Result<
 }
 
 /// Turns standard error into the lab's log as soon as there is a place for it; says whether it is.
-fn log_to(path: &Path) -> bool {
+fn log_to(path: &Path, start_logging: fn()) -> bool {
     static DONE: std::sync::OnceLock<()> = std::sync::OnceLock::new();
     if DONE.get().is_some() {
         return true;
@@ -147,6 +148,7 @@ fn log_to(path: &Path) -> bool {
         && nix::unistd::dup2_stderr(&file).is_ok()
     {
         let _ = DONE.set(());
+        start_logging();
     }
     DONE.get().is_some()
 }
