@@ -53,6 +53,9 @@ pub async fn proxy(call: Call, subresource: &str, request: Request<Incoming>) ->
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Ok(splice(request, answer, call.api.closing.clone()));
     }
+    if !answer.status().is_success() {
+        return Err(refused(answer).await);
+    }
     let (parts, body) = answer.into_parts();
     // The sender must live as long as the body, or its connection would end early.
     let closing = call.api.closing.clone();
@@ -70,6 +73,23 @@ pub async fn proxy(call: Call, subresource: &str, request: Request<Incoming>) ->
     *response.status_mut() = parts.status;
     copy_headers(&parts.headers, response.headers_mut(), &[header::CONTENT_TYPE]);
     Ok(response)
+}
+
+/// Why the kubelet refused, which it says in plain text.
+async fn refused(answer: Response<Incoming>) -> Failure {
+    let code = answer.status().as_u16();
+    let body = http_body_util::Limited::new(answer.into_body(), 64 * 1024).collect();
+    let text = match timeout(ANSWER_WITHIN, body).await {
+        Ok(Ok(body)) => String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),
+        _ => "the kubelet refused the request and did not say why".to_owned(),
+    };
+    let reason = match code {
+        400 => "BadRequest",
+        403 => "Forbidden",
+        404 => "NotFound",
+        _ => "InternalError",
+    };
+    Failure::new(code, reason, text)
 }
 
 /// The kubelet's own path and query for this request.
