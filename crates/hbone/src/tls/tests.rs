@@ -1,1 +1,96 @@
+use std::sync::Arc;
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rustls::NamedGroup;
+use rustls_pki_types::{PrivateKeyDer, ServerName};
+
+use super::*;
+
+#[derive(Debug)]
+struct Settled {
+    version: Option<rustls::ProtocolVersion>,
+    suite: Option<rustls::CipherSuite>,
+    group: Option<NamedGroup>,
+    alpn: Option<Vec<u8>>,
+}
+
+fn credential() -> Credential {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = params.self_signed(&key).unwrap().der().clone();
+    let issuer = Issuer::new(params, key);
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    let identity: Identity = "spiffe://cluster.local/ns/ns/sa/a".parse().unwrap();
+    params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().unwrap())];
+    let leaf = params.signed_by(&key, &issuer).unwrap().der().clone();
+    Credential::new(identity, vec![leaf], PrivateKeyDer::try_from(key.serialize_der()).unwrap(), vec![root])
+        .unwrap()
+}
+
+/// What a handshake settles on, and the server name that the client sent.
+async fn settle(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> (Settled, Option<String>) {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let name = ServerName::IpAddress(std::net::IpAddr::from([10, 0, 0, 1]).into());
+    let accept = async {
+        let start = tokio_rustls::LazyConfigAcceptor::new(Default::default(), far).await.unwrap();
+        let name = start.client_hello().server_name().map(str::to_owned);
+        (start.into_stream(server).await.unwrap(), name)
+    };
+    let (client, (_server, name)) =
+        tokio::join!(tokio_rustls::TlsConnector::from(client).connect(name, near), accept);
+    let client = client.unwrap();
+    let state = client.get_ref().1;
+    let summary = Settled {
+        version: state.protocol_version(),
+        suite: state.negotiated_cipher_suite().map(|suite| suite.suite()),
+        group: state.negotiated_key_exchange_group().map(|group| group.name()),
+        alpn: state.alpn_protocol().map(<[u8]>::to_vec),
+    };
+    (summary, name)
+}
+
+#[tokio::test]
+async fn a_tunnel_is_tls_1_3_with_hybrid_key_exchange_and_names_no_server() {
+    let credential = credential();
+    let expected = [credential.identity().clone()];
+    let client = client_config(&credential, &expected).unwrap();
+    let (settled, name) = settle(client, server_config(&credential).unwrap()).await;
+    assert_eq!(settled.version, Some(rustls::ProtocolVersion::TLSv1_3));
+    assert_eq!(settled.suite, Some(rustls::CipherSuite::TLS13_AES_128_GCM_SHA256));
+    assert_eq!(settled.group, Some(NamedGroup::X25519MLKEM768));
+    assert_eq!(settled.alpn.as_deref(), Some(crate::ALPN));
+    assert_eq!(name, None);
+}
+
+#[tokio::test]
+async fn a_peer_without_post_quantum_key_exchange_is_served() {
+    let credential = credential();
+    let classical = CryptoProvider { kx_groups: vec![aws_lc_rs::kx_group::X25519], ..(*provider()).clone() };
+    let verifier = verify::ServerIdentity::new(credential.roots(), vec![credential.identity().clone()]);
+    let client = ClientConfig::builder_with_provider(Arc::new(classical))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(credential.resolver());
+    let (settled, _) = settle(Arc::new(client), server_config(&credential).unwrap()).await;
+    assert_eq!(settled.group, Some(NamedGroup::X25519));
+}
+
+#[test]
+fn a_credential_never_shows_its_key() {
+    let text = format!("{:?}", credential());
+    assert!(text.contains("spiffe://cluster.local/ns/ns/sa/a"), "{text}");
+    assert!(!text.to_lowercase().contains("key"), "{text}");
+}
+
+#[test]
+fn half_life_is_half_way_between_the_ends() {
+    let start = std::time::SystemTime::UNIX_EPOCH;
+    let validity = Validity { not_before: start, not_after: start + std::time::Duration::from_secs(100) };
+    assert_eq!(validity.half_life(), start + std::time::Duration::from_secs(50));
+    assert!(validity.holds_at(start));
+    assert!(!validity.holds_at(validity.not_after));
+}
