@@ -5,18 +5,20 @@
 //! waiting calls need. Dialling happens in tasks of its own, so a slow or dead hop delays its own callers only.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hbone::{HandshakeError, Settings, Tunnel};
+use hbone::{HandshakeError, Tunnel};
 use mesh::{Identity, ResponseFlag};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::certs::{CertError, Certs};
-use crate::sockets::{CONNECT_TIMEOUT, ConnectError, Sockets};
+use crate::certs::CertError;
+use crate::sockets::{CONNECT_TIMEOUT, ConnectError};
 
 /// Beyond this many tunnels to one hop calls wait for a stream to end.
 const MAX_TUNNELS: usize = 256;
@@ -85,10 +87,12 @@ impl PoolError {
 #[derive(Clone)]
 pub(crate) struct Pool(Arc<Inner>);
 
+/// Makes a new tunnel. Bounded in time.
+pub(crate) type Dial =
+    Box<dyn Fn(Arc<Key>) -> Pin<Box<dyn Future<Output = Result<Tunnel, PoolError>> + Send>> + Send + Sync>;
+
 struct Inner {
-    sockets: Sockets,
-    certs: Certs,
-    settings: Settings,
+    dial: Dial,
     max_streams: usize,
     idle: Duration,
     stop: CancellationToken,
@@ -133,16 +137,8 @@ struct Outcome {
 }
 
 impl Pool {
-    pub(crate) fn new(
-        sockets: Sockets,
-        certs: Certs,
-        settings: Settings,
-        max_streams: usize,
-        idle: Duration,
-        stop: CancellationToken,
-    ) -> Self {
-        let slots = Mutex::default();
-        Self(Arc::new(Inner { sockets, certs, settings, max_streams, idle, stop, slots }))
+    pub(crate) fn new(dial: Dial, max_streams: usize, idle: Duration, stop: CancellationToken) -> Self {
+        Self(Arc::new(Inner { dial, max_streams, idle, stop, slots: Mutex::default() }))
     }
 
     /// A stream's place in a tunnel, new or kept.
@@ -164,7 +160,7 @@ impl Pool {
             slot.waiting.push_back(waiter);
             let dials = slot.plan_dials(inner.max_streams);
             drop(slots);
-            inner.dial(&key, dials);
+            inner.add_tunnels(&key, dials);
             answer
         };
         match tokio::time::timeout(MAX_WAIT, answer).await {
@@ -257,7 +253,7 @@ impl Slot {
 }
 
 impl Inner {
-    fn dial(self: &Arc<Self>, key: &Arc<Key>, count: usize) {
+    fn add_tunnels(self: &Arc<Self>, key: &Arc<Key>, count: usize) {
         for _ in 0..count {
             let (inner, key) = (self.clone(), key.clone());
             tokio::spawn(async move {
@@ -270,7 +266,7 @@ impl Inner {
 
     /// Dials one tunnel and stays with it until it is gone.
     async fn keep_one(self: Arc<Self>, key: Arc<Key>) {
-        match self.handshake(&key).await {
+        match (self.dial)(key.clone()).await {
             Ok(tunnel) => {
                 let closed = tunnel.closed();
                 let id = self.add(&key, tunnel);
@@ -279,15 +275,6 @@ impl Inner {
             }
             Err(error) => self.failed(&key, &error),
         }
-    }
-
-    async fn handshake(&self, key: &Key) -> Result<Tunnel, PoolError> {
-        let credential = self.certs.get(&key.source).await?;
-        let socket = self.sockets.connect(key.hop, None).await.map_err(|error| match error {
-            ConnectError::Timeout { to } => PoolError::Timeout(to),
-            error => PoolError::Connect(Arc::new(error)),
-        })?;
-        Ok(Tunnel::handshake(socket, key.hop, &credential, &key.expected, &self.settings).await?)
     }
 
     fn add(self: &Arc<Self>, key: &Arc<Key>, tunnel: Tunnel) -> u64 {
@@ -329,7 +316,7 @@ impl Inner {
             // Who no longer waits leaves the lease behind, and its drop passes it on.
             let _ = waiter.send(Ok(lease));
         }
-        self.dial(key, outcome.dials);
+        self.add_tunnels(key, outcome.dials);
     }
 
     fn release(self: &Arc<Self>, key: &Arc<Key>, id: u64) {
@@ -372,3 +359,6 @@ impl Drop for Lease {
         self.inner.release(&self.key, self.id);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,24 @@
+use super::*;
 
+#[test]
+fn renewal_is_due_at_half_of_what_is_left_and_up_to_a_tenth_earlier() {
+    let now = SystemTime::now();
+    let end = now + Duration::from_secs(86_400);
+    assert_eq!(renewal(end, now, 0), Duration::from_secs(43_200));
+    assert!(renewal(end, now, u32::MAX) >= Duration::from_secs(38_880));
+    assert!(renewal(end, now, u32::MAX / 2) < Duration::from_secs(43_200));
+}
+
+#[test]
+fn renewal_never_becomes_a_storm() {
+    let now = SystemTime::now();
+    assert_eq!(renewal(now - Duration::from_secs(5), now, 0), Duration::from_secs(1));
+    assert_eq!(renewal(now + Duration::from_secs(1), now, 0), Duration::from_secs(1));
+}
+
+#[test]
+fn retries_vary_by_a_fifth() {
+    let second = Duration::from_secs(1);
+    assert_eq!(jitter(second, 0), Duration::from_millis(800));
+    assert_eq!(jitter(second, u32::MAX), Duration::from_millis(1200));
+}

@@ -11,14 +11,15 @@ pub(crate) mod zds;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hbone::Tunnel;
 use mesh::{View, Workload};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::pool::Pool;
-use crate::sockets::Sockets;
+use crate::pool::{Dial, Pool, PoolError};
+use crate::sockets::{ConnectError, Sockets};
 use connections::Connections;
 
 pub(crate) use listeners::{serve_own, start};
@@ -53,9 +54,7 @@ impl Pod {
     pub(crate) fn new(context: &Context, info: PodInfo, sockets: Sockets) -> Arc<Self> {
         let stop = CancellationToken::new();
         let pool = Pool::new(
-            sockets.clone(),
-            context.certs.clone(),
-            context.settings.clone(),
+            dial(context, &sockets),
             context.config.pool_max_streams,
             context.config.pool_idle,
             stop.clone(),
@@ -94,4 +93,20 @@ impl Pod {
         self.tasks.close();
         self.pool.clear();
     }
+}
+
+/// Tunnels of a pod start in its namespace and under its identity.
+fn dial(context: &Context, sockets: &Sockets) -> Dial {
+    let (sockets, certs, settings) = (sockets.clone(), context.certs.clone(), context.settings.clone());
+    Box::new(move |key| {
+        let (sockets, certs, settings) = (sockets.clone(), certs.clone(), settings.clone());
+        Box::pin(async move {
+            let credential = certs.get(&key.source).await?;
+            let socket = sockets.connect(key.hop, None).await.map_err(|error| match error {
+                ConnectError::Timeout { to } => PoolError::Timeout(to),
+                error => PoolError::Connect(Arc::new(error)),
+            })?;
+            Ok(Tunnel::handshake(socket, key.hop, &credential, &key.expected, &settings).await?)
+        })
+    })
 }
