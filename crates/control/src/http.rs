@@ -50,14 +50,15 @@ pub(crate) fn monitoring(pages: Pages) -> Router {
         .with_state(pages)
 }
 
-async fn ready(State(pages): State<Pages>) -> (StatusCode, &'static str) {
+async fn ready(State(pages): State<Pages>) -> (StatusCode, String) {
     match *pages.phase.borrow() {
-        Phase::Authority => (StatusCode::SERVICE_UNAVAILABLE, "waiting for the root certificate\n"),
+        Phase::Authority => (StatusCode::SERVICE_UNAVAILABLE, "waiting for the root certificate\n".into()),
         Phase::Listing => {
-            (StatusCode::SERVICE_UNAVAILABLE, "waiting for the first complete list of every input\n")
+            let waiting = pages.snapshots.borrow().waiting_for.clone().unwrap_or_default().join(", ");
+            (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for the first complete list of: {waiting}\n"))
         }
-        Phase::Serving => (StatusCode::OK, "ready\n"),
-        Phase::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+        Phase::Serving => (StatusCode::OK, "ready\n".into()),
+        Phase::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".into()),
     }
 }
 

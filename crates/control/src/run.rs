@@ -27,6 +27,8 @@ use crate::{Config, Error, http, lease, roots, watch as inputs};
 const ROOTS_LEASE: &str = "istio-namespace-controller-election";
 /// How long the API may stay away at the start.
 const START_PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is said what the first sync waits for.
+const SYNC_REMINDER: Duration = Duration::from_secs(15);
 /// How long open streams get to end.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the serving certificate is looked at.
@@ -72,11 +74,8 @@ pub async fn run(
     let mut watches = inputs::all(&client, &events);
     drop(events);
     tasks.spawn("the state", state::own(State::new(settings(&config)), heard, publish));
-    let mut synced = snapshots.clone();
     tokio::select! {
-        result = synced.wait_for(|snapshot| snapshot.synced) => {
-            result.map(drop).map_err(|_| Error::Ended("the state"))?;
-        }
+        result = first_sync(snapshots.clone()) => result?,
         ended = tasks.ended() => return Err(ended),
         _ = watches.join_next() => return Err(Error::Ended("a watch")),
         () = &mut shutdown => return Ok(()),
@@ -143,7 +142,23 @@ pub async fn run(
         tracing::warn!("some clients did not let go in time");
         server.abort();
     }
+    // Nothing listens any more when this returns.
+    tasks.0.shutdown().await;
     result
+}
+
+/// Waits until every input has been listed once, and says now and then what is missing.
+async fn first_sync(mut snapshots: watch::Receiver<Snapshot>) -> Result<(), Error> {
+    loop {
+        let synced = snapshots.wait_for(Snapshot::synced);
+        match tokio::time::timeout(SYNC_REMINDER, synced).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(_)) => return Err(Error::Ended("the state")),
+            Err(_) => {}
+        }
+        let waiting = snapshots.borrow().waiting_for.clone().unwrap_or_default().join(", ");
+        tracing::warn!(waiting, "not serving yet: these inputs have not been listed");
+    }
 }
 
 /// The gRPC services.

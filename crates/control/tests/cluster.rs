@@ -41,6 +41,8 @@ struct Cluster {
 
 impl Cluster {
     async fn start() -> Self {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let api = lab::api::Server::start(lab::api::Config {
             listeners: vec![listener],
@@ -181,6 +183,9 @@ impl Cluster {
             loop {
                 match endpoint.connect().await {
                     Ok(channel) => return channel,
+                    Err(_) if self.control.as_ref().is_none_or(|control| control.is_finished()) => {
+                        panic!("the control plane has ended")
+                    }
                     // It does not listen before it knows everything.
                     Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 }
@@ -402,5 +407,130 @@ async fn a_taken_port_is_one_sentence_that_says_what_to_do() {
             .unwrap_err()
             .to_string();
     assert!(error.contains("15012") && error.contains("--grpc-port"), "{error}");
+    cluster.halt().await;
+}
+
+/// A schema that takes anything, under the name of a policy of Istio.
+fn definition(kind: &str, plural: &str) -> Value {
+    json!({
+        "metadata": { "name": format!("{plural}.security.istio.io") },
+        "spec": {
+            "group": "security.istio.io", "scope": "Namespaced",
+            "names": { "kind": kind, "listKind": format!("{kind}List"), "plural": plural, "singular": kind.to_lowercase() },
+            "versions": [{
+                "name": "v1", "served": true, "storage": true,
+                "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } },
+            }],
+        },
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policies_are_followed_once_their_definitions_appear() {
+    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+    use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
+    let mut cluster = Cluster::start().await;
+    let token = cluster.proxy_token().await;
+    let mut proxy = Proxy::connect(cluster.connect().await, &token, BTreeMap::new()).await.unwrap();
+    proxy.until("the mesh", |proxy| proxy.addresses.contains_key(WEB)).await;
+
+    for (kind, plural) in
+        [("AuthorizationPolicy", "authorizationpolicies"), ("PeerAuthentication", "peerauthentications")]
+    {
+        cluster.ensure::<CustomResourceDefinition>(None, definition(kind, plural)).await;
+    }
+    let gvk = GroupVersionKind::gvk("security.istio.io", "v1", "PeerAuthentication");
+    let resource = ApiResource::from_gvk_with_plural(&gvk, "peerauthentications");
+    let peers = Api::<DynamicObject>::namespaced_with(cluster.client.clone(), "shop", &resource);
+    let strict = json!({
+        "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+        "metadata": { "name": "default", "namespace": "shop" }, "spec": { "mtls": { "mode": "STRICT" } },
+    });
+    let strict: DynamicObject = serde_json::from_value(strict).unwrap();
+    soon("the kind", async {
+        while let Err(error) = peers.create(&PostParams::default(), &strict).await {
+            assert!(matches!(&error, kube::Error::Api(status) if status.is_not_found()), "{error}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+
+    let name = "ambit-system/istio_converted_static_strict";
+    let lists_it = |proxy: &Proxy| {
+        let Some((_, address)) = proxy.addresses.get(WEB) else { return false };
+        let Ok(wire::Address::Workload(workload)) = address.clone().try_into() else { return false };
+        workload.policies.iter().any(|policy| &**policy == name)
+    };
+    proxy.until("mutual TLS demanded", |proxy| proxy.policies.contains_key(name) && lists_it(proxy)).await;
+    peers.delete("default", &kube::api::DeleteParams::default()).await.unwrap();
+    proxy.until("mutual TLS released", |proxy| !proxy.policies.contains_key(name) && !lists_it(proxy)).await;
+    cluster.halt().await;
+}
+
+/// A way to the API server that can be cut and mended.
+struct Line {
+    address: std::net::SocketAddr,
+    up: tokio::sync::watch::Sender<bool>,
+}
+
+impl Line {
+    async fn to(server: std::net::SocketAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (up, state) = tokio::sync::watch::channel(true);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut state = state.clone();
+                if !*state.borrow() {
+                    continue;
+                }
+                tokio::spawn(async move {
+                    let Ok(mut far) = tokio::net::TcpStream::connect(server).await else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = state.wait_for(|up| !up) => {}
+                    }
+                });
+            }
+        });
+        Self { address, up }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_the_api_forgets_nothing_and_is_caught_up_with() {
+    let mut cluster = Cluster::start().await;
+    cluster.root("shop").await;
+    cluster.halt().await;
+    let server = cluster.api.url().strip_prefix("https://").unwrap().parse().unwrap();
+    let line = Line::to(server).await;
+    let mut kubeconfig = cluster.api.admin_kubeconfig("ambit-lab");
+    kubeconfig.clusters[0].cluster.as_mut().unwrap().server = Some(format!("https://{}", line.address));
+    let options = kube::config::KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+    let direct = std::mem::replace(&mut cluster.client, Client::try_from(config).unwrap());
+    cluster.run();
+    cluster.client = direct;
+
+    let token = cluster.proxy_token().await;
+    let channel = cluster.connect().await;
+    let mut proxy = Proxy::connect(channel.clone(), &token, BTreeMap::new()).await.unwrap();
+    proxy.until("the mesh", |proxy| proxy.addresses.contains_key(WEB)).await;
+
+    line.up.send_replace(false);
+    cluster.pod("shop", "web-1", "web", "10.0.0.4").await;
+    let pods = Api::<core::Pod>::namespaced(cluster.client.clone(), "shop");
+    pods.delete("web-0", &kube::api::DeleteParams::default().grace_period(0)).await.unwrap();
+    // Without the API the mesh is served as it was last known, and certificates are issued.
+    let mut other = Proxy::connect(channel.clone(), &token, BTreeMap::new()).await.unwrap();
+    other.until("the mesh as last known", |proxy| proxy.addresses.contains_key(WEB)).await;
+    certificate(channel, &token, "spiffe://cluster.local/ns/shop/sa/web").await.unwrap();
+
+    line.up.send_replace(true);
+    proxy
+        .until("what happened meanwhile", |proxy| {
+            proxy.addresses.contains_key("Kubernetes//Pod/shop/web-1") && !proxy.addresses.contains_key(WEB)
+        })
+        .await;
     cluster.halt().await;
 }

@@ -27,43 +27,43 @@ impl State {
     pub fn apply(&mut self, event: Event) {
         match event {
             Event::Pods(delta) => {
-                self.listed.note(0, &delta);
+                self.missing.note("pods", &delta);
                 for step in self.pod_steps(delta) {
                     self.pod(step);
                 }
             }
             Event::Nodes(delta) => {
-                self.listed.note(1, &delta);
+                self.missing.note("nodes", &delta);
                 for step in self.nodes.apply(delta) {
                     self.node(step);
                 }
             }
             Event::Namespaces(delta) => {
-                self.listed.note(2, &delta);
+                self.missing.note("namespaces", &delta);
                 for step in self.namespaces.apply(delta) {
                     self.namespace(step);
                 }
             }
             Event::Services(delta) => {
-                self.listed.note(3, &delta);
+                self.missing.note("services", &delta);
                 for step in self.services.apply(delta) {
                     self.service(step);
                 }
             }
             Event::Slices(delta) => {
-                self.listed.note(4, &delta);
+                self.missing.note("endpointslices", &delta);
                 for step in self.slices.apply(delta) {
                     self.slice(step);
                 }
             }
             Event::Authorizations(delta) => {
-                self.listed.note(5, &delta);
+                self.missing.note("authorizationpolicies", &delta);
                 for step in self.authorizations.apply(delta) {
                     self.authorization(step);
                 }
             }
             Event::Peers(delta) => {
-                self.listed.note(6, &delta);
+                self.missing.note("peerauthentications", &delta);
                 for step in self.peers.apply(delta) {
                     self.peer(step);
                 }

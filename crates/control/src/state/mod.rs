@@ -47,22 +47,34 @@ pub struct State {
     policies_of_pod: HashMap<Key, Vec<PolicyKey>>,
     /// Names published for PeerAuthentications.
     peer_policies: BTreeSet<PolicyKey>,
-    listed: Listed,
+    missing: Missing,
     dirty: Dirty,
     snapshot: Snapshot,
 }
 
-/// Which inputs have been listed once.
-#[derive(Debug, Default)]
-struct Listed([bool; 7]);
+/// Inputs that have not been listed yet.
+#[derive(Debug)]
+struct Missing(Vec<&'static str>);
 
-impl Listed {
-    fn note<T>(&mut self, input: usize, delta: &Delta<T>) {
-        self.0[input] |= matches!(delta, Delta::All(_));
+impl Default for Missing {
+    fn default() -> Self {
+        Self(vec![
+            "pods",
+            "nodes",
+            "namespaces",
+            "services",
+            "endpointslices",
+            "authorizationpolicies",
+            "peerauthentications",
+        ])
     }
+}
 
-    fn complete(&self) -> bool {
-        self.0.iter().all(|listed| *listed)
+impl Missing {
+    fn note<T>(&mut self, input: &str, delta: &Delta<T>) {
+        if matches!(delta, Delta::All(_)) {
+            self.0.retain(|missing| *missing != input);
+        }
     }
 }
 
@@ -82,7 +94,7 @@ impl State {
             endpoints_of_slice: HashMap::new(),
             policies_of_pod: HashMap::new(),
             peer_policies: BTreeSet::new(),
-            listed: Listed::default(),
+            missing: Missing::default(),
             dirty: Dirty::default(),
             snapshot: Snapshot::default(),
         }
@@ -91,7 +103,7 @@ impl State {
     /// Recomputes what was touched. Returns the new snapshot when anything in it is different.
     pub fn flush(&mut self) -> Option<Snapshot> {
         let dirty = std::mem::take(&mut self.dirty);
-        let before = (self.snapshot.change, self.snapshot.synced);
+        let before = (self.snapshot.change, self.snapshot.waiting_for.clone());
         let network = self.network();
         for key in &dirty.authorizations {
             self.flush_authorization(key);
@@ -108,8 +120,8 @@ impl State {
         for key in &dirty.pods {
             self.flush_pod(&network, key);
         }
-        self.snapshot.synced |= self.listed.complete();
-        let changed = dirty.accounts || before != (self.snapshot.change, self.snapshot.synced);
+        self.snapshot.waiting_for = Some(self.missing.0.clone());
+        let changed = dirty.accounts || before != (self.snapshot.change, self.snapshot.waiting_for.clone());
         changed.then(|| self.snapshot.clone())
     }
 

@@ -12,8 +12,8 @@ use crate::input::{Key, Pod};
 pub struct Snapshot {
     /// Number of the last change; 0 before anything was published.
     pub change: u64,
-    /// Every input has been listed once.
-    pub synced: bool,
+    /// Inputs that have not been listed yet; nothing known of it before the first one was heard of.
+    pub waiting_for: Option<Vec<&'static str>>,
     /// Workloads and services.
     pub addresses: Shelf,
     /// Policies.
@@ -24,6 +24,13 @@ pub struct Snapshot {
 
 /// Node, namespace and account.
 type Slot = (Arc<str>, Arc<str>, Arc<str>);
+
+impl Snapshot {
+    /// Whether every input has been listed once, so that this is the whole mesh.
+    pub fn synced(&self) -> bool {
+        self.waiting_for.as_ref().is_some_and(Vec::is_empty)
+    }
+}
 
 /// Who runs where.
 #[derive(Clone, Debug, Default)]

@@ -73,8 +73,9 @@ fn two_pods() -> World {
 fn nothing_is_synced_before_every_input_has_been_listed() {
     let mut state = State::new(settings());
     state.apply(Event::Pods(Delta::All(vec![fixtures::pod("web-0", "10.0.0.1", json!({}))])));
-    assert!(!state.flush().unwrap().synced);
-    assert!(two_pods().state.snapshot.synced);
+    let snapshot = state.flush().unwrap();
+    assert!(!snapshot.synced() && !snapshot.waiting_for.unwrap().contains(&"pods"));
+    assert!(two_pods().state.snapshot.synced());
 }
 
 #[test]

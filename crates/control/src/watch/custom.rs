@@ -148,7 +148,7 @@ async fn follow_definition(client: Client, kind: CustomKind, exists: watch::Send
             Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_)) => {}
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(definition = name, %error, "cannot watch custom resource definitions, trying again");
+                    super::complain("customresourcedefinitions", &error);
                 }
             }
         }

@@ -67,6 +67,25 @@ fn key<K: Resource>(object: &K) -> crate::input::Key {
     )
 }
 
+/// Says what broke a watch and, where it is known, what to do about it.
+fn complain(input: &str, error: &watcher::Error) {
+    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status))
+            if status.is_forbidden() =>
+        {
+            tracing::error!(
+                input,
+                reason = status.message,
+                "not allowed to watch; grant it with the ClusterRole that `ambit install` applies"
+            );
+        }
+        _ => tracing::warn!(input, %error, "watch broken, trying again until the API answers"),
+    }
+}
+
 /// Carries what a watch says to the owner of the state, until nobody listens any more.
 ///
 /// `read` reduces an object; one that cannot be read keeps its last readable form, so that a broken object neither
@@ -90,7 +109,7 @@ async fn pump<K, T>(
             Err(error) => {
                 // Said once an outage, not once a try.
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(input = name, error = %error, "watch broken, trying again until the API answers");
+                    complain(name, &error);
                 }
                 continue;
             }

@@ -86,7 +86,7 @@ impl StreamingService<DeltaDiscoveryRequest> for Delta {
         let inner = self.0.clone();
         Box::pin(async move {
             let caller = inner.authenticator.node_proxy(&request).await?;
-            if !inner.snapshots.borrow().synced {
+            if !inner.snapshots.borrow().synced() {
                 return Err(Status::unavailable("not all inputs have been listed yet; try again"));
             }
             Ok(Response::new(serve(inner, caller, request.into_inner())))
