@@ -299,7 +299,7 @@ async fn a_terminal_has_the_size_of_the_callers() {
     let _container = Container::start(&lab);
     let api = lab.as_administrator().await;
     let params = AttachParams::default().stdin(true).stdout(true).stderr(false).tty(true);
-    let mut process = api.exec("web", sh("read go; stty size; tty"), &params).await.unwrap();
+    let mut process = api.exec("web", sh("read go; stty size; tty; echo $TERM"), &params).await.unwrap();
     let status = process.take_status().unwrap();
     let mut size = process.terminal_size().unwrap();
     size.send(TerminalSize { width: 132, height: 43 }).await.unwrap();
@@ -308,6 +308,7 @@ async fn a_terminal_has_the_size_of_the_callers() {
     let mut shown = String::new();
     within("the screen", process.stdout().unwrap().read_to_string(&mut shown)).await.unwrap();
     assert!(shown.contains("43 132") && shown.contains("/dev/pts/0"), "{shown:?}");
+    assert!(shown.contains("xterm"), "{shown:?}");
     assert_eq!(within("the status", status).await.unwrap().status.as_deref(), Some("Success"));
 }
 

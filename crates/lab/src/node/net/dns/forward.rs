@@ -114,4 +114,35 @@ mod tests {
             ["192.0.2.1:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()]
         );
     }
+
+    /// A question of twelve bytes with the id 0x0102, as short as one can be.
+    const QUESTION: [u8; 12] = [1, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    #[tokio::test]
+    async fn only_an_answer_to_the_question_asked_is_passed_on() {
+        let upstream = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let forward = Forward { servers: vec![upstream.local_addr().unwrap()] };
+        let resolver = async {
+            let mut asked = [0; 64];
+            let (length, peer) = upstream.recv_from(&mut asked).await.unwrap();
+            let mut forged = asked;
+            forged[0] ^= 1;
+            upstream.send_to(&forged[..length], peer).await.unwrap();
+            upstream.send_to(&[asked[0], asked[1]], peer).await.unwrap();
+            asked[3] = 0x80;
+            upstream.send_to(&asked[..length], peer).await.unwrap();
+        };
+        let (answer, ()) = futures::join!(forward.ask(&QUESTION, Over::Udp), resolver);
+        assert_eq!(answer.unwrap(), [1, 2, 1, 0x80, 0, 0, 0, 0, 0, 0, 0, 0], "under the client's own id");
+    }
+
+    #[tokio::test]
+    async fn with_nobody_to_ask_there_is_no_answer() {
+        assert_eq!(Forward { servers: Vec::new() }.ask(&QUESTION, Over::Udp).await, None);
+        // Bound and not listening: nobody else can answer there meanwhile.
+        let closed = tokio::net::TcpSocket::new_v4().unwrap();
+        closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let servers = vec![closed.local_addr().unwrap()];
+        assert_eq!(Forward { servers }.ask(&QUESTION, Over::Tcp).await, None);
+    }
 }

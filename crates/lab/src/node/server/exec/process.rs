@@ -46,7 +46,8 @@ fn runc(before: &[&str], container: &ContainerRef, options: &ExecOptions) -> Com
     let mut command = Command::new(words.next().unwrap_or("runc"));
     command.args(words).arg(&container.runc_root).arg("exec");
     if options.tty {
-        command.arg("--tty");
+        // What clients' terminals understand, as other kubelets say.
+        command.args(["--tty", "--env", "TERM=xterm"]);
     }
     // runc reads no options after the identifier, so the command may look like anything.
     command.arg(&container.id).args(&options.command);
