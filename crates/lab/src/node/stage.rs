@@ -38,8 +38,11 @@ pub enum Stage {
 impl Stage {
     /// Which life this process is in.
     pub fn current() -> anyhow::Result<Self> {
-        let named = std::env::var(VARIABLE).ok();
-        match (named.as_deref(), std::process::id()) {
+        Self::of(std::env::var(VARIABLE).ok().as_deref(), std::process::id())
+    }
+
+    fn of(named: Option<&str>, pid: u32) -> anyhow::Result<Self> {
+        match (named, pid) {
             (None, 1) => Ok(Self::Furnish),
             (Some("init"), 1) => Ok(Self::Init),
             (Some("kubelet"), _) => Ok(Self::Kubelet),
@@ -230,4 +233,20 @@ fn furnish_directories() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_does_not_run_outside_its_namespaces() {
+        assert_eq!(Stage::of(None, 1).unwrap(), Stage::Furnish);
+        assert_eq!(Stage::of(Some("init"), 1).unwrap(), Stage::Init);
+        assert_eq!(Stage::of(Some("kubelet"), 7).unwrap(), Stage::Kubelet);
+        for (named, pid) in [(None, 4711), (Some("init"), 4711), (Some("other"), 1)] {
+            let error = Stage::of(named, pid).unwrap_err().to_string();
+            assert!(error.contains("ambit lab up"), "{error}");
+        }
+    }
 }

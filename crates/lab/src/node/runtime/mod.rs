@@ -160,17 +160,38 @@ pub async fn kill_all(id: &str) {
     }
 }
 
-/// Runs a command in a container; answers its exit code and the start of its output.
+/// Runs a command in a container; answers its exit code and the start of its output. A command that is given
+/// up, because it took too long or nobody waits for it any more, is killed.
 pub async fn exec(id: &str, command: &[String], timeout: Duration) -> Result<(i32, String), String> {
-    let child = runc().arg("exec").arg(id).args(command).stdin(Stdio::null()).output();
+    let file = Path::new(layout::CONTAINERS).join(id).join(format!("exec-{:016x}", rand::random::<u64>()));
+    let _given_up = Process(file.clone());
+    let child =
+        runc().arg("exec").arg("--pid-file").arg(&file).arg(id).args(command).stdin(Stdio::null()).output();
     match tokio::time::timeout(timeout, child).await {
         Ok(Ok(output)) => {
+            // It has ended by itself: its number may be another's by now.
+            let _ = fs::remove_file(&file);
             let text = [output.stdout, output.stderr].concat();
             let text = String::from_utf8_lossy(&text).trim().chars().take(1024).collect();
             Ok((output.status.code().unwrap_or(255), text))
         }
         Ok(Err(error)) => Err(format!("cannot run runc: {error}")),
         Err(_) => Err(format!("command {command:?} timed out after {} s", timeout.as_secs())),
+    }
+}
+
+/// A process inside a container, known by the file runc writes its number to; killed when this is dropped while
+/// the file is there. Killing runc alone would leave it running.
+struct Process(PathBuf);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let pid = fs::read_to_string(&self.0).ok().and_then(|text| text.trim().parse().ok());
+        if let Some(pid) = pid.filter(|pid| *pid > 1) {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        let _ = fs::remove_file(&self.0);
     }
 }
 
