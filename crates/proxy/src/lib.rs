@@ -15,6 +15,7 @@ mod flows;
 mod grpc;
 mod http;
 pub mod logging;
+mod outdated;
 mod path;
 mod pods;
 mod pool;

@@ -3,7 +3,7 @@
 //! Three ways in: [`outbound`] (what the pod's applications call), [`inbound_tunnel`] (what other proxies bring), and
 //! [`inbound_plaintext`] (what callers without the mesh bring). Everything else in this crate exists for these three.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use crate::context::Context;
 use crate::copy::{self, Tcp};
 use crate::failure::Failure;
 use crate::flows::{Flow, Opening, Reporter};
+use crate::outdated::{self, Watched};
 use crate::pods::Pod;
 use crate::pods::connections::{Registration, Row};
 use crate::pool::{Key, Lease};
@@ -73,7 +74,8 @@ pub(crate) async fn outbound(context: &Context, pod: &Pod, accepted: Accepted) {
         }
         Decision::Passthrough { to, .. } => {
             let _listed = row(*to, "TCP");
-            in_plaintext(pod, *to, None, &stream, &flow).await
+            let outdated = outdated::tunnelled(&context.views, &source, destination);
+            in_plaintext(pod, *to, &stream, &flow, outdated).await
         }
         Decision::Refuse(_) | Decision::Resolve { .. } => return,
     };
@@ -132,15 +134,21 @@ async fn open(pod: &Pod, key: &Key, head: &Head) -> Result<(Lease, hbone::Stream
     }
 }
 
+/// Carries a call in plaintext; once `outdated` resolves the connection is ended as soon as it is idle.
 async fn in_plaintext(
     pod: &Pod,
     to: SocketAddr,
-    from: Option<IpAddr>,
     stream: &TcpStream,
     flow: &Flow,
+    outdated: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    let upstream = pod.sockets.connect(to, from).await.map_err(Failure::Connect)?;
-    copy::both_ways(&mut Tcp::new(stream), &mut Tcp::new(&upstream), flow).await.map_err(Failure::Copy)
+    let upstream = pod.sockets.connect(to, None).await.map_err(Failure::Connect)?;
+    let watched = Watched::new(flow);
+    let (mut client, mut server) = (Tcp::new(stream), Tcp::new(&upstream));
+    tokio::select! {
+        result = copy::both_ways(&mut client, &mut server, &watched) => result.map_err(Failure::Copy),
+        () = async { outdated.await; watched.idle(stream, &upstream).await } => Ok(()),
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------- inbound
