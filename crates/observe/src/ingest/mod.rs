@@ -1,0 +1,3 @@
+//! Flows come in.
+
+pub mod parse;
