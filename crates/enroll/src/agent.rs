@@ -15,7 +15,6 @@ mod watch;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -101,9 +100,9 @@ pub async fn run(config: Config, client: Client, stop: CancellationToken) -> any
         std::fs::create_dir_all(dir)
             .with_context(|| format!("cannot make the directory {}", dir.display()))?;
     }
-    let listener = SeqPacketListener::bind(&config.zds_socket, 0o660)
+    // Proxies run as root, which is the owner; nobody else may ask for the pods' namespaces.
+    let listener = SeqPacketListener::bind(&config.zds_socket, 0o600)
         .with_context(|| format!("cannot listen on {}", config.zds_socket.display()))?;
-    share_with_proxies(&config.zds_socket);
 
     // Servers end last, so that what happens during the shutdown is still visible.
     let servers = CancellationToken::new();
@@ -151,13 +150,6 @@ pub async fn run(config: Config, client: Client, stop: CancellationToken) -> any
     }
     cleanup::on_shutdown(&node).await;
     Ok(())
-}
-
-/// The proxy runs as root with group 1337 and without the right to override modes.
-fn share_with_proxies(socket: &Path) {
-    if let Err(error) = std::os::unix::fs::chown(socket, None, Some(1337)) {
-        tracing::warn!(socket = %socket.display(), %error, "cannot give the proxies' socket to group 1337");
-    }
 }
 
 fn build(

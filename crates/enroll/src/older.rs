@@ -117,6 +117,9 @@ pub struct Policy {
     pub quiet: Duration,
     /// The same where it cannot be told whether the answer or the next request moved last.
     pub quiet_unsure: Duration,
+    /// How long after the enrolment nothing is ended: a client that dials anew before the mesh has heard of the
+    /// enrolment would get plaintext again, through its proxy this time.
+    pub settle: Duration,
     /// How long after the enrolment the server's end waits for the client's agent to act first.
     pub server_turn: Duration,
     /// When a connection is ended although it never was idle.
@@ -129,6 +132,7 @@ impl Policy {
         Self {
             quiet: Duration::from_millis(200),
             quiet_unsure: Duration::from_secs(1),
+            settle: Duration::from_secs(1),
             server_turn: Duration::from_secs(3),
             grace,
         }
@@ -157,8 +161,8 @@ pub enum Busy {
     JustMoved,
     /// Its state changes at this moment.
     InTransition,
-    /// The client's end has the first turn.
-    ClientsTurn,
+    /// The mesh is to hear of the enrolment first, and the client's end has the first turn.
+    NotYet,
 }
 
 /// What is to be done about `connection`, `age` after the enrolment of its pod.
@@ -177,8 +181,12 @@ fn busy(connection: &Connection, age: Duration, policy: &Policy) -> Option<Busy>
     if socket.state != State::Established {
         return Some(Busy::InTransition);
     }
-    if connection.side == Side::Server && age < policy.server_turn {
-        return Some(Busy::ClientsTurn);
+    let turn = match connection.side {
+        Side::Client => policy.settle,
+        Side::Server => policy.server_turn,
+    };
+    if age < turn {
+        return Some(Busy::NotYet);
     }
     if socket.unread > 0 || socket.unsent > 0 || socket.unacked > 0 {
         return Some(Busy::Queued);

@@ -4,15 +4,20 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::{Api, Client};
+use netns::NetNs;
 
-use super::{Node, installer, member};
+use super::{Node, exempt, installer, member};
 use crate::config::{Config, known_file};
-use crate::netns_of::remembered::Remembered;
+use crate::netns_of::remembered::{Record, Remembered};
 use crate::netns_of::{Finder, Wanted, addresses};
+use crate::older::{Exempt, Policy, sweep};
 use crate::{nft, probes, redirect};
 
 /// How long the API server may take to say whether this is an upgrade.
 const API_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the connections that proxies hold may take to become idle.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Why the agent ends.
 #[derive(Debug, PartialEq, Eq)]
@@ -86,16 +91,21 @@ pub async fn cleanup(config: &Config, client: Option<&Client>) -> Vec<String> {
         Err(error) => failed.push(format!("cannot look for network namespaces: {error}")),
     }
     for netns in &namespaces {
-        failed.extend(redirect::remove(netns).await.err().map(|error| error.to_string()));
+        failed.extend(redirect::stop_capturing(netns).await.err().map(|error| error.to_string()));
     }
     if let Some(client) = client {
-        for record in records.values() {
-            let result = member::set_annotation(client, &record.namespace, &record.name, None).await;
-            let named = |error| format!("{}/{}: {error:#}", record.namespace, record.name);
-            failed.extend(result.err().map(named));
-        }
+        let removals = records.values().cloned().map(|record| take_annotation(client.clone(), record));
+        failed.extend(futures::future::join_all(removals).await.into_iter().flatten());
     }
     failed.extend(nft::apply(None, &probes::removal()).await.err().map(|error| error.to_string()));
+    // Proxies may still be there: what they hold ends when it is idle, so that programs dial anew, past them.
+    let policy = Policy::with_grace(config.older_grace);
+    let exempt = exempt(config).unwrap_or_default();
+    let drains = namespaces.iter().cloned().map(|netns| drain(netns, exempt.clone(), policy));
+    failed.extend(futures::future::join_all(drains).await.into_iter().flatten());
+    for netns in &namespaces {
+        failed.extend(redirect::remove(netns).await.err().map(|error| error.to_string()));
+    }
     failed.extend(remembered.erase().err().map(|error| error.to_string()));
     for file in [known_file(&config.run_dir), config.event_socket()] {
         match std::fs::remove_file(&file) {
@@ -107,6 +117,16 @@ pub async fn cleanup(config: &Config, client: Option<&Client>) -> Vec<String> {
     }
     tracing::info!(pods = namespaces.len(), failed = failed.len(), "gave the node's pods back to plaintext");
     failed
+}
+
+async fn take_annotation(client: Client, record: Record) -> Option<String> {
+    let result = member::set_annotation(&client, &record.namespace, &record.name, None).await;
+    result.err().map(|error| format!("{}/{}: {error:#}", record.namespace, record.name))
+}
+
+async fn drain(netns: NetNs, exempt: Exempt, policy: Policy) -> Option<String> {
+    let result = sweep::drain(&netns, &exempt, &policy, Duration::ZERO, LINGER).await;
+    result.err().map(|error| format!("cannot list a pod's connections: {error}"))
 }
 
 #[cfg(test)]

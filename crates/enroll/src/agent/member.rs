@@ -179,6 +179,9 @@ pub(super) async fn converge(node: &Arc<Node>, uid: &str) -> anyhow::Result<()> 
         }
         Wish::Unknown => (true, Ok(())),
     };
+    if let Some(told) = told {
+        let _ = told.done.send(Err("its labels have changed meanwhile".to_owned()));
+    }
     if let Err(error) = &result {
         let text = format!("{error:#}");
         if member.waiting_for.as_ref() != Some(&text) {
@@ -263,7 +266,8 @@ async fn join_steps(
         match node.zds.add(workload).await {
             Ok(()) => {}
             // Its listeners come with the proxy's next snapshot. Until then its traffic waits, and does not leak.
-            Err(zds::Error::NoProxy) if member.rules.is_some() || annotation(pod) == Some("enabled") => {}
+            Err(zds::Error::NoProxy)
+                if !starting && (member.rules.is_some() || annotation(pod) == Some("enabled")) => {}
             Err(error) => return Err(error).context("it cannot be handed to a node proxy"),
         }
     }

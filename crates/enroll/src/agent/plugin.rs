@@ -12,11 +12,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::Node;
 use crate::cni::event::{Answer, Event};
-use crate::cni::server;
+use crate::cni::server::{self, Failure};
 use crate::eligibility::{Verdict, judge};
 
 /// How long the plugin may wait for us in all; it gives up a little later itself.
 const PATIENCE: Duration = Duration::from_secs(22);
+/// How long to wait for the first look at the node's pods.
+const SYNC_PATIENCE: Duration = Duration::from_secs(3);
+/// How long to wait for a node proxy that restarts: its pause between two tries grows up to this.
+const PROXY_PATIENCE: Duration = Duration::from_secs(15);
 /// How long one question to the API server may take.
 const API_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -40,7 +44,7 @@ pub(super) fn serve(node: &Arc<Node>, stop: CancellationToken) -> std::io::Resul
         let node = node.clone();
         Box::pin(async move {
             let (namespace, pod) = (event.pod_namespace.clone(), event.pod_name.clone());
-            let late = || Err(format!("not done within {} s", PATIENCE.as_secs()));
+            let late = || Err(Failure::NotEnrolled(format!("not done within {} s", PATIENCE.as_secs())));
             let result = tokio::time::timeout(PATIENCE, added(&node, event)).await.unwrap_or_else(|_| late());
             match &result {
                 Ok(answer) => {
@@ -52,7 +56,17 @@ pub(super) fn serve(node: &Arc<Node>, stop: CancellationToken) -> std::io::Resul
                         "pod starts"
                     );
                 }
-                Err(error) => tracing::warn!(namespace, pod, error, "pod cannot start in the mesh yet"),
+                Err(Failure::NotEnrolled(reason)) => {
+                    tracing::warn!(namespace, pod, reason, "pod cannot start in the mesh yet");
+                }
+                Err(Failure::CannotTell(reason)) => {
+                    tracing::warn!(
+                        namespace,
+                        pod,
+                        reason,
+                        "cannot tell yet whether the pod is to be in the mesh"
+                    );
+                }
             }
             result
         })
@@ -60,24 +74,38 @@ pub(super) fn serve(node: &Arc<Node>, stop: CancellationToken) -> std::io::Resul
     server::serve(&socket, handler, metrics, stop)
 }
 
-async fn added(node: &Arc<Node>, event: Event) -> Result<Answer, String> {
+async fn added(node: &Arc<Node>, event: Event) -> Result<Answer, Failure> {
     let mut synced = node.synced.clone();
-    synced.wait_for(|synced| *synced).await.map_err(|_| "the node agent is ending")?;
-    let (pod, namespace) = look_up(node, &event).await?;
+    let look = async { synced.wait_for(|synced| *synced).await.is_ok() };
+    if !tokio::time::timeout(SYNC_PATIENCE, look).await.unwrap_or(false) {
+        return Err(Failure::CannotTell("it has not seen the node's pods yet".to_owned()));
+    }
+    let (pod, namespace) = look_up(node, &event).await.map_err(Failure::CannotTell)?;
     if let Verdict::Not(reason) = judge(&node.rules, &pod, namespace.labels()) {
         return Ok(Answer { enrolled: false, reason: Some(reason.to_string()) });
     }
+    enrol(node, event, pod, namespace).await.map_err(Failure::NotEnrolled)?;
+    Ok(Answer { enrolled: true, reason: None })
+}
+
+async fn enrol(
+    node: &Arc<Node>,
+    event: Event,
+    pod: Arc<Pod>,
+    namespace: Arc<Namespace>,
+) -> Result<(), String> {
     let uid = pod.uid().ok_or("the pod has no UID")?;
     let netns = node.finder.open(&event.netns).map_err(|error| error.to_string())?;
+    let mut live = node.zds.live();
+    // When none comes the work says so itself.
+    let proxy = async { live.wait_for(|live| *live > 0).await.is_ok() };
+    let _ = tokio::time::timeout(PROXY_PATIENCE, proxy).await;
     let ips = event.addresses();
     let (waiter, outcome) = oneshot::channel();
     let told = Told { path: event.netns, netns, ips, pod, namespace, done: waiter };
     node.told.lock().insert(uid.clone(), told);
     node.push(uid);
-    outcome
-        .await
-        .map_err(|_| "a later call for the same pod took its place, or the node agent is ending")??;
-    Ok(Answer { enrolled: true, reason: None })
+    outcome.await.map_err(|_| "a later call for the same pod took its place, or the node agent is ending")?
 }
 
 /// The pod and its namespace: what the watches show, else what the API server says. The kubelet may be faster

@@ -17,8 +17,8 @@ const MAX_BODY: usize = 64 * 1024;
 /// Why the pod is not enrolled.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody answers.
-    #[error("the node agent does not answer on {socket}: {reason}")]
+    /// Nobody answers, or the agent does not know the pod's labels yet.
+    #[error("no answer from the node agent on {socket}: {reason}")]
     Unreachable {
         /// The agent's socket.
         socket: String,
@@ -44,6 +44,7 @@ pub async fn ask(socket: &Path, event: &Event) -> Result<Answer, Error> {
         .map_err(|error| unreachable(error.to_string()))
         .and_then(|(status, text)| match status {
             200 if text.trim().is_empty() => Ok(Answer { enrolled: true, reason: None }),
+            503 => Err(unreachable(format!("it cannot tell yet: {}", text.trim()))),
             200 => serde_json::from_str(&text).map_err(|_| Error::Failed { status, text }),
             _ => Err(Error::Failed { status, text: text.trim().to_owned() }),
         })

@@ -14,8 +14,17 @@ use tokio_util::sync::CancellationToken;
 use super::event::{Answer, Event};
 use crate::metrics::Metrics;
 
-/// Enrols the pod of an event; the error is told to the plugin, which fails with it.
-pub type Handler = Arc<dyn Fn(Event) -> BoxFuture<'static, Result<Answer, String>> + Send + Sync>;
+/// Why a pod is not enrolled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It is to be enrolled and could not be: it must not start.
+    NotEnrolled(String),
+    /// The agent cannot tell whether it is to be enrolled: for the plugin that is as if the agent were away.
+    CannotTell(String),
+}
+
+/// Enrols the pod of an event.
+pub type Handler = Arc<dyn Fn(Event) -> BoxFuture<'static, Result<Answer, Failure>> + Send + Sync>;
 
 /// Serves `/cmdadd` on `socket` until `stop`, replacing a socket that a predecessor left.
 pub fn serve(
@@ -55,6 +64,7 @@ async fn respond(handler: &Handler, body: &[u8]) -> Response {
     }
     match handler(event).await {
         Ok(answer) => axum::Json(answer).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
+        Err(Failure::NotEnrolled(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
+        Err(Failure::CannotTell(error)) => (StatusCode::SERVICE_UNAVAILABLE, error).into_response(),
     }
 }

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::event::Answer;
 use super::plugin::{Config, Env, Outcome, run};
+use super::server::Failure;
 use super::*;
 use crate::metrics::Metrics;
 
@@ -41,7 +42,7 @@ async fn call(env: &Env, input: &Value) -> Outcome {
 
 fn agent(
     dir: &Path,
-    answer: Result<Answer, String>,
+    answer: Result<Answer, Failure>,
 ) -> (Arc<parking_lot::Mutex<Vec<event::Event>>>, CancellationToken) {
     let seen: Arc<parking_lot::Mutex<Vec<event::Event>>> = Arc::default();
     let events = seen.clone();
@@ -72,7 +73,8 @@ async fn add_asks_the_agent_and_passes_the_previous_result_on_unchanged() {
 #[tokio::test]
 async fn a_pod_that_could_not_be_enrolled_does_not_start() {
     let dir = tempfile::tempdir().unwrap();
-    let (_seen, _stop) = agent(dir.path(), Err("no node proxy is connected".to_owned()));
+    let (_seen, _stop) =
+        agent(dir.path(), Err(Failure::NotEnrolled("no node proxy is connected".to_owned())));
     let outcome = call(&add_env("shop", "a"), &input(dir.path())).await;
     let error = outcome.stdout.unwrap();
     assert_eq!((outcome.status, &error["code"], &error["cniVersion"]), (1, &json!(100), &json!("1.0.0")));
@@ -196,4 +198,15 @@ fn addresses_of_all_versions_are_understood() {
     }))
     .unwrap();
     assert_eq!(event.addresses(), ["10.0.0.5".parse::<std::net::IpAddr>().unwrap()]);
+}
+
+#[tokio::test]
+async fn an_agent_that_cannot_tell_yet_holds_up_only_pods_that_could_be_in_the_mesh() {
+    let dir = tempfile::tempdir().unwrap();
+    let known = Known { namespaces: ["shop".to_owned()].into() };
+    known.write(&crate::config::known_file(dir.path())).unwrap();
+    let (_seen, _stop) = agent(dir.path(), Err(Failure::CannotTell("the API server refuses".to_owned())));
+    assert_eq!(call(&add_env("plain", "a"), &input(dir.path())).await.status, 0);
+    let refusal = call(&add_env("shop", "a"), &input(dir.path())).await.stdout.unwrap();
+    assert!(refusal["details"].as_str().unwrap().contains("the API server refuses"));
 }

@@ -200,7 +200,8 @@ pub async fn drain(
     let mut diag = Diag::open(namespace)?;
     let start = Instant::now();
     // Every end has its turn at once here: nobody else will act.
-    let policy = Policy { server_turn: Duration::ZERO, grace: Duration::MAX, ..*policy };
+    let policy =
+        Policy { settle: Duration::ZERO, server_turn: Duration::ZERO, grace: Duration::MAX, ..*policy };
     loop {
         let busy = drain_once(&mut diag, exempt, &policy)?;
         let elapsed = start.elapsed();

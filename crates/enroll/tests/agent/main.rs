@@ -1,0 +1,160 @@
+//! The node agent as a whole: a Kubernetes API and a node proxy of the test's own, pods that are network namespaces,
+//! and the real kernel between them. Each test runs in a namespace of its own, which is the agent's node.
+//! Needs root, `nft` and `ip`.
+
+mod api;
+mod world;
+
+use std::time::Duration;
+
+use serde_json::json;
+use world::{World, in_a_node};
+
+const AMBIENT: &str = "ambient";
+
+#[test]
+fn a_running_pod_joins_and_leaves_by_its_namespaces_label() {
+    in_a_node(async |world: &mut World| {
+        world.api.namespace("shop", None);
+        world.api.namespace("plain", None);
+        world.pod("shop", "a", "10.77.1.2");
+        world.pod("plain", "b", "10.77.2.2");
+        world.start_proxy();
+        world.start_agent();
+        world.until("agent serves", |w| w.ready()).await;
+        let untouched = world.traces("b");
+
+        world.api.namespace("shop", Some(AMBIENT));
+        world.until("a is enrolled", |w| w.annotation("a").as_deref() == Some("enabled")).await;
+        assert!(world.redirected("a"));
+        assert_eq!(world.proxy_has(), ["uid-a"]);
+        assert!(world.probes().contains("10.77.1.2"));
+        assert_eq!(world.traces("b"), untouched, "a pod that is not to be enrolled is not touched");
+
+        world.api.namespace("shop", None);
+        world.until("a has left", |w| w.proxy_has().is_empty() && !w.touched("a")).await;
+        assert_eq!(world.annotation("a"), None);
+        assert!(!world.probes().contains("10.77.1.2"));
+    });
+}
+
+#[test]
+fn without_a_proxy_a_running_pod_is_left_alone_and_enrolled_when_one_comes() {
+    in_a_node(async |world: &mut World| {
+        world.api.namespace("shop", Some(AMBIENT));
+        world.pod("shop", "a", "10.77.1.2");
+        world.start_agent();
+        world.until("agent serves", |w| w.ready()).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!world.touched("a"));
+        assert_eq!(world.annotation("a"), None);
+        world.start_proxy();
+        world.until("a is enrolled", |w| w.annotation("a").as_deref() == Some("enabled")).await;
+        assert!(world.redirected("a"));
+        // A proxy that goes away takes no rules with it: traffic waits, it does not leak.
+        world.stop_proxy();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(world.redirected("a"));
+        world.start_proxy();
+        world.until("the new proxy has it", |w| w.proxy_has() == ["uid-a"]).await;
+    });
+}
+
+#[test]
+fn the_annotation_is_never_taken_as_proof() {
+    in_a_node(async |world: &mut World| {
+        world.api.namespace("shop", Some(AMBIENT));
+        world.pod("shop", "a", "10.77.1.2");
+        world.pod("shop", "late", "10.77.2.2");
+        for name in ["a", "late"] {
+            world.api.patch_pod(
+                name,
+                &json!({"metadata": {"annotations": {"ambient.istio.io/redirection": "enabled"}}}),
+            );
+        }
+        world.hide("late");
+        world.start_proxy();
+        world.start_agent();
+        world.until("a has its rules again", |w| w.redirected("a")).await;
+        world.until("nothing shows the other as protected", |w| w.annotation("late").is_none()).await;
+        world.show("late");
+        world.until("the other has its rules", |w| w.redirected("late")).await;
+        world.until("and says so", |w| w.annotation("late").as_deref() == Some("enabled")).await;
+        assert_eq!(world.proxy_has(), ["uid-a", "uid-late"]);
+    });
+}
+
+#[test]
+fn a_new_pod_is_enrolled_before_it_starts_or_does_not_start() {
+    in_a_node(async |world: &mut World| {
+        world.api.namespace("shop", Some(AMBIENT));
+        world.api.namespace("plain", None);
+        world.start_proxy();
+        world.start_agent();
+        world.until("agent serves", |w| w.ready()).await;
+        // The pod has no address in its status yet, and the watch has not brought it.
+        world.new_pod("shop", "a", "10.77.1.2");
+        assert_eq!(world.cni_add("shop", "a", "10.77.1.2").await.status, 0);
+        assert!(world.redirected("a"));
+        assert_eq!(world.annotation("a").as_deref(), Some("enabled"));
+        assert!(world.probes().contains("10.77.1.2"));
+
+        world.new_pod("plain", "b", "10.77.2.2");
+        assert_eq!(world.cni_add("plain", "b", "10.77.2.2").await.status, 0);
+        assert!(!world.touched("b"));
+
+        world.refuse("uid-c", "15008 is taken");
+        world.new_pod("shop", "c", "10.77.3.2");
+        let outcome = world.cni_add("shop", "c", "10.77.3.2").await;
+        assert_eq!(outcome.status, 1);
+        assert!(outcome.stdout.unwrap()["details"].as_str().unwrap().contains("15008 is taken"));
+        assert!(!world.touched("c"));
+        assert_eq!(world.cni_add("shop", "nobody", "10.77.3.2").await.status, 1);
+    });
+}
+
+#[test]
+fn a_finished_pod_gives_up_its_address_and_its_late_delete_takes_nothing() {
+    in_a_node(async |world: &mut World| {
+        world.api.namespace("shop", Some(AMBIENT));
+        world.pod("shop", "job", "10.77.1.2");
+        world.start_proxy();
+        world.start_agent();
+        world.until("job is enrolled", |w| w.annotation("job").as_deref() == Some("enabled")).await;
+        world.api.patch_pod("job", &json!({"status": {"phase": "Succeeded", "podIP": null, "podIPs": null}}));
+        world.until("job has left", |w| w.proxy_has().is_empty() && w.annotation("job").is_none()).await;
+        world.unplug("job");
+        world.pod("shop", "new", "10.77.1.2");
+        world.until("new is enrolled", |w| w.annotation("new").as_deref() == Some("enabled")).await;
+        world.api.delete_pod("job");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(world.probes().contains("10.77.1.2 comment \"uid-new\""), "{}", world.probes());
+    });
+}
+
+#[test]
+fn an_agent_that_is_replaced_leaves_pods_as_they_are_and_one_that_is_removed_gives_them_back() {
+    in_a_node(async |world: &mut World| {
+        world.api.namespace("shop", Some(AMBIENT));
+        world.pod("shop", "a", "10.77.1.2");
+        world.start_proxy();
+        world.start_agent();
+        world.until("a is enrolled", |w| w.annotation("a").as_deref() == Some("enabled")).await;
+        world.until("the plugin is installed", |w| w.conflist().contains("ambit-cni")).await;
+        world.stop_agent().await;
+        assert!(world.redirected("a"));
+        assert!(world.probes().contains("10.77.1.2"));
+        assert!(world.conflist().contains("ambit-cni"));
+        // Its successor forgets nothing, also what changed while nobody watched.
+        world.pod("shop", "b", "10.77.2.2");
+        world.start_agent();
+        world.until("b is enrolled", |w| w.annotation("b").as_deref() == Some("enabled")).await;
+        world.api.remove_daemonset();
+        world.stop_agent().await;
+        assert!(!world.touched("a") && !world.touched("b"));
+        assert_eq!(world.annotation("a"), None);
+        assert_eq!(world.probes(), "");
+        assert!(!world.conflist().contains("ambit-cni"));
+        assert_eq!(std::fs::read_dir(world.run_dir()).unwrap().count(), 0);
+    });
+}
