@@ -90,18 +90,14 @@ where
     /// The next request; nothing once the tunnel has ended. Must be awaited for as long as streams are in use,
     /// since it also moves their bytes. May be dropped and called again.
     pub async fn next(&mut self) -> Option<Request> {
-        loop {
-            match poll_fn(|cx| self.poll_next(cx)).await {
-                Some(Ok((request, response))) => {
-                    let head = Head::parse(&request);
-                    let responder = Responder { response, body: request.into_body() };
-                    return Some(Request { head, responder });
-                }
-                Some(Err(error)) => {
-                    tracing::debug!(peer = %self.peer, %error, "tunnel failed");
-                    return None;
-                }
-                None => return None,
+        match poll_fn(|cx| self.poll_next(cx)).await? {
+            Ok((request, response)) => {
+                let head = Head::parse(&request);
+                Some(Request { head, responder: Responder { response, body: request.into_body() } })
+            }
+            Err(error) => {
+                tracing::debug!(peer = %self.peer, %error, "tunnel failed");
+                None
             }
         }
     }

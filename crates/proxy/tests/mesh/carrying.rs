@@ -17,7 +17,11 @@ fn a_direct_call_is_mutual_tls_and_both_reporters_and_the_log_agree_to_the_byte(
         let peers = echo(world.b.listen(8080));
         let data: Vec<u8> = (0..3_000_000u32).map(|n| n as u8).collect();
         assert!(call(&world.a, world.b.at(8080), &data).await.unwrap() == data, "echoed bytes differ");
-        assert_eq!(peers.lock().unwrap()[0].ip(), world.a.ip, "the application sees the client's address");
+        assert_eq!(
+            peers.lock().unwrap()[0].ip().to_canonical(),
+            world.a.ip,
+            "the application sees the client's address"
+        );
         let secured = [("connection_security_policy", "mutual_tls"), ("response_flags", "-")];
         eventually("both ends closed", || async {
             let closed = "istio_tcp_connections_closed_total";
@@ -274,10 +278,36 @@ fn what_is_not_enrolled_is_passed_through() {
         let world = World::new(&node).await;
         let peers = echo(world.c.listen(8080));
         assert_eq!(call(&world.a, world.c.at(8080), b"plain").await.unwrap(), b"plain");
-        assert_eq!(peers.lock().unwrap()[0].ip(), world.a.ip);
+        assert_eq!(peers.lock().unwrap()[0].ip().to_canonical(), world.a.ip);
         let plain = [("connection_security_policy", "unknown"), ("destination_workload", "c")];
         eventually("it is counted", || async { world.pa.metrics().await.sum(BYTES, &plain) == 5 }).await;
         // Nobody listens there: the caller is refused, not hung.
         assert!(call(&world.a, world.c.at(81), b"x").await.is_err());
+    });
+}
+
+#[test]
+fn ipv6_is_carried_like_ipv4() {
+    in_a_node(|node| async move {
+        let world = World::new(&node).await;
+        let mut b = workload("b", "node-b", &world.b);
+        b.addresses.push(world.b.ip6);
+        let mut a = workload("a", "node-a", &world.a);
+        a.addresses.push(world.a.ip6);
+        world.control.workload(&a);
+        world.control.workload(&b);
+        eventually("both addresses are known", || async {
+            world.pa.dump().await["workloads"][1]["workloadIps"].as_array().map_or(0, Vec::len) == 2
+        })
+        .await;
+        let peers = echo(world.b.listen(8080));
+        let to = std::net::SocketAddr::new(world.b.ip6, 8080);
+        assert_eq!(call(&world.a, to, b"sealed").await.unwrap(), b"sealed");
+        assert_eq!(call(&world.c, to, b"plain").await.unwrap(), b"plain");
+        let seen: Vec<_> = peers.lock().unwrap().iter().map(|peer| peer.ip()).collect();
+        assert_eq!(seen, [world.a.ip6, world.c.ip6], "the application sees the clients' addresses");
+        let secured = [("connection_security_policy", "mutual_tls")];
+        eventually("the first was sealed", || async { world.pb.metrics().await.sum(BYTES, &secured) == 6 })
+            .await;
     });
 }

@@ -46,6 +46,8 @@ struct Ca {
     root: String,
     /// What it answers instead of a certificate.
     failing: Option<Status>,
+    /// Whom it names instead of who asks.
+    lying: Option<String>,
     lifetime: i64,
     issued: usize,
 }
@@ -56,7 +58,14 @@ impl Control {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root = params.self_signed(&key).unwrap().pem();
-        let ca = Ca { issuer: Issuer::new(params, key), root, failing: None, lifetime: 86400, issued: 0 };
+        let ca = Ca {
+            issuer: Issuer::new(params, key),
+            root,
+            failing: None,
+            lying: None,
+            lifetime: 86400,
+            issued: 0,
+        };
         let control = Self {
             shared: Arc::new(Shared {
                 resources: Mutex::default(),
@@ -106,6 +115,10 @@ impl Control {
 
     pub fn ca_fails(&self, status: Option<Status>) {
         self.shared.ca.lock().unwrap().failing = status;
+    }
+
+    pub fn ca_lies(&self, identity: Option<&str>) {
+        self.shared.ca.lock().unwrap().lying = identity.map(str::to_owned);
     }
 
     pub fn certificate_lifetime(&self, seconds: i64) {
@@ -226,6 +239,9 @@ impl IstioCertificateService for Control {
         csr.params.distinguished_name = DistinguishedName::new();
         csr.params.not_before = now() - std::time::Duration::from_secs(120);
         csr.params.not_after = now() + std::time::Duration::from_secs(ca.lifetime as u64);
+        if let Some(other) = &ca.lying {
+            csr.params.subject_alt_names = vec![SanType::URI(other.clone().try_into().unwrap())];
+        }
         let leaf = csr.signed_by(&ca.issuer).unwrap().pem();
         ca.issued += 1;
         Ok(Response::new(IstioCertificateResponse { cert_chain: vec![leaf, ca.root.clone()] }))

@@ -169,6 +169,7 @@ pub fn workload(name: &str, node: &str, pod: &Pod) -> Workload {
 /// Pods a and b, enrolled, each on a node of its own, and c, which is not.
 pub struct World {
     pub control: Control,
+    pub address: SocketAddr,
     pub a: Pod,
     pub b: Pod,
     pub c: Pod,
@@ -192,7 +193,7 @@ impl World {
             assert_eq!(proxy.agent.add(name, name, pod).await, "");
             pod.redirect();
         }
-        Self { control, a, b, c, pa, pb }
+        Self { control, address, a, b, c, pa, pb }
     }
 }
 

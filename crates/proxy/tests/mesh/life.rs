@@ -1,11 +1,12 @@
 //! Pods that come and go, a control plane that is away, the end of the proxy.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Status;
 
-use crate::harness::{World, call, echo, eventually, http_get, workload};
+use crate::harness::{Proxy, World, call, echo, eventually, http_get, workload};
 use crate::namespaces::in_a_node;
 
 #[test]
@@ -186,5 +187,65 @@ fn the_servers_answer_as_tools_expect() {
         assert_eq!(dump["workloads"].as_array().unwrap().len(), 3);
         assert_eq!(dump["workloads"][0]["protocol"], "HBONE");
         assert_eq!(dump["workloadState"]["uid-a"]["state"], "Up");
+    });
+}
+
+#[test]
+fn a_certificate_for_somebody_else_is_refused_and_the_valid_one_is_kept() {
+    in_a_node(|node| async move {
+        let world = World::new(&node).await;
+        echo(world.b.listen(8080));
+        world.control.certificate_lifetime(20);
+        let pod = node.pod(25);
+        world.control.workload(&workload("short", "node-a", &pod));
+        assert_eq!(world.pa.agent.add("short", "short", &pod).await, "");
+        pod.redirect();
+        assert_eq!(call(&pod, world.b.at(8080), b"x").await.unwrap(), b"x");
+        world.control.ca_lies(Some("spiffe://cluster.local/ns/ns/sa/other"));
+        let state = |dump: &serde_json::Value| {
+            let all = dump["certificates"].as_array().unwrap();
+            all.iter().find(|c| c["identity"] == "spiffe://cluster.local/ns/ns/sa/short").unwrap().clone()
+        };
+        eventually("the renewal is refused", || async {
+            let state = state(&world.pa.dump().await);
+            state["renewalFailing"].as_str().is_some_and(|why| why.contains("sa/other"))
+                && state["state"] == "Available"
+        })
+        .await;
+        assert_eq!(call(&pod, world.b.at(8080), b"x").await.unwrap(), b"x");
+        world.control.ca_lies(None);
+        eventually("it is renewed", || async {
+            state(&world.pa.dump().await).get("renewalFailing").is_none()
+        })
+        .await;
+    });
+}
+
+#[test]
+fn the_proxys_own_metrics_are_reached_through_a_tunnel() {
+    in_a_node(|node| async move {
+        let world = World::new(&node).await;
+        let own = [("POD_NAME", "own"), ("POD_NAMESPACE", "ns"), ("SERVICE_ACCOUNT", "own")];
+        let proxy = Proxy::start_with("node-c", world.address, &own).await;
+        let mut here = workload("own", "node-c", &world.a);
+        here.addresses = vec!["10.77.0.1".parse().unwrap()];
+        world.control.workload(&here);
+        eventually("it is known to a", || async {
+            world.pa.dump().await["workloads"].as_array().unwrap().iter().any(|w| w["name"] == "own")
+        })
+        .await;
+        let mut stream =
+            world.a.connect(SocketAddr::new(here.addresses[0], proxy.stats.port())).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        drop(stream);
+        let sealed = [("connection_security_policy", "mutual_tls"), ("destination_workload", "own")];
+        eventually("it was sealed", || async {
+            proxy.metrics().await.sum("istio_tcp_connections_closed_total", &sealed) == 1
+        })
+        .await;
+        proxy.stop().await;
     });
 }

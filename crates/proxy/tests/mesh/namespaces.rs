@@ -1,7 +1,7 @@
 //! Network namespaces that exist only while a test holds them: nothing has a name, so nothing can be left behind.
 
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 
@@ -41,6 +41,7 @@ pub struct Node {
 pub struct Pod {
     pub netns: NetNs,
     pub ip: IpAddr,
+    pub ip6: IpAddr,
 }
 
 impl Node {
@@ -59,10 +60,12 @@ impl Node {
                 ));
             })
             .unwrap();
-        let pod = Pod { netns, ip: IpAddr::from([10, 77, 0, last]) };
+        let ip6 = IpAddr::from([0xfd77, 0, 0, 0, 0, 0, 0, u16::from(last)]);
+        let pod = Pod { netns, ip: IpAddr::from([10, 77, 0, last]), ip6 };
         pod.sh(&format!(
-            "ip link set lo up && ip addr add {}/24 dev eth0 && ip link set eth0 up && ip route add default via 10.77.0.1",
-            pod.ip
+            "ip link set lo up && ip addr add {}/24 dev eth0 && ip link set eth0 up && ip route add default via 10.77.0.1; \
+             ip addr add {}/64 dev eth0 nodad",
+            pod.ip, pod.ip6
         ));
         pod
     }
@@ -76,15 +79,19 @@ impl Pod {
     /// The redirection that a node agent makes (reference/enrolment.md §2.4, without DNS).
     pub fn redirect(&self) {
         self.sh("ip route add local 0.0.0.0/0 dev lo table 100 && ip rule add fwmark 0x111/0xfff lookup 100 pref 32764");
+        self.sh("ip -6 route add local ::/0 dev lo table 100 && ip -6 rule add fwmark 0x111/0xfff lookup 100 pref 32764 || test $(cat /proc/sys/net/ipv6/conf/lo/disable_ipv6) = 1");
         let rules = "
             table inet nat {
                 chain prerouting { type nat hook prerouting priority -100; policy accept;
                     ip daddr != 127.0.0.1 tcp dport != 15008 meta mark & 0xfff != 0x539 redirect to :15006
+                    ip6 daddr != ::1 tcp dport != 15008 meta mark & 0xfff != 0x539 redirect to :15006
                 }
                 chain output { type nat hook output priority -100; policy accept;
                     meta l4proto tcp meta mark & 0xfff == 0x111 accept
                     oifname lo ip daddr != 127.0.0.1 accept
+                    oifname lo ip6 daddr != ::1 accept
                     meta l4proto tcp ip daddr != 127.0.0.1 meta mark & 0xfff != 0x539 redirect to :15001
+                    meta l4proto tcp ip6 daddr != ::1 meta mark & 0xfff != 0x539 redirect to :15001
                 }
             }
             table inet mangle {
@@ -98,21 +105,23 @@ impl Pod {
         self.sh(&format!("printf '%s' '{rules}' | nft -f -"));
     }
 
+    /// Listens on IPv4 and IPv6, the latter as far as the pod has it.
     pub fn listen(&self, port: u16) -> TcpListener {
-        let address = SocketAddr::new("0.0.0.0".parse().unwrap(), port);
-        self.netns
-            .run(|| {
-                let socket = TcpSocket::new_v4().unwrap();
-                socket.set_reuseaddr(true).unwrap();
-                socket.bind(address).unwrap();
-                socket.listen(4096).unwrap()
-            })
-            .unwrap()
+        let listen = |socket: TcpSocket, any: IpAddr| {
+            socket.set_reuseaddr(true).unwrap();
+            socket.bind(SocketAddr::new(any, port))?;
+            socket.listen(4096)
+        };
+        let both = || {
+            let v6 = TcpSocket::new_v6().and_then(|socket| listen(socket, Ipv6Addr::UNSPECIFIED.into()));
+            v6.or_else(|_| listen(TcpSocket::new_v4()?, Ipv4Addr::UNSPECIFIED.into())).unwrap()
+        };
+        self.netns.run(both).unwrap()
     }
 
     pub async fn connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
-        let socket = self.netns.run(TcpSocket::new_v4).unwrap()?;
-        socket.connect(to).await
+        let new = if to.is_ipv4() { TcpSocket::new_v4 } else { TcpSocket::new_v6 };
+        self.netns.run(new).unwrap()?.connect(to).await
     }
 
     pub fn at(&self, port: u16) -> SocketAddr {
