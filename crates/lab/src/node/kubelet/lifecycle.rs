@@ -17,6 +17,9 @@ use super::state::Ended;
 use crate::node::layout;
 use crate::node::runtime::{self, logs};
 
+/// How long it may take to learn what a container needs: variables out of ConfigMaps and Secrets.
+const PLAN_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// What a run reports.
 #[derive(Debug)]
 pub enum Happened {
@@ -67,9 +70,14 @@ impl Job {
             let _ = reports.send(Report { container: spec.name.clone(), what });
         };
         let id = crate::node::sandbox::random_hex(32);
-        let plan = match container::plan(&context, &pod, &spec, &home, &id, attempt).await {
-            Ok(plan) => plan,
-            Err(refused) => return tell(Happened::Refused(refused)),
+        let plan = container::plan(&context, &pod, &spec, &home, &id, attempt);
+        let plan = match tokio::time::timeout(PLAN_TIMEOUT, plan).await {
+            Ok(Ok(plan)) => plan,
+            Ok(Err(refused)) => return tell(Happened::Refused(refused)),
+            Err(_) => {
+                let message = "the API server does not answer what the container needs to know".to_owned();
+                return tell(Happened::Refused(Refused { reason: "CreateContainerConfigError", message }));
+            }
         };
         let log = container::log_path(&pod, &spec.name, attempt);
         if attempt >= 2 {

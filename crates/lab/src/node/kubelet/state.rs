@@ -111,6 +111,8 @@ pub struct Container {
     pub crashes: u32,
     /// When the current run began, for the reset of the delay.
     pub run_began: Option<Instant>,
+    /// Whether a run that has ended was up: a sidecar that starts again holds up nobody who has passed it.
+    pub was_up: bool,
 }
 
 /// How a pod ends.
@@ -171,6 +173,7 @@ impl PodState {
             not_before: None,
             crashes: 0,
             run_began: None,
+            was_up: false,
         };
         let init = spec.init_containers.iter().flatten().map(|c| {
             let sidecar = c.restart_policy.as_deref() == Some("Always");
@@ -268,9 +271,8 @@ impl Container {
     fn passed(&self) -> bool {
         match (&self.run, self.role) {
             (Run::Ended(ended), Role::Init) => ended.code == 0,
-            (Run::Running { started, .. }, Role::Sidecar) => *started,
-            // A sidecar that is started again holds up nobody who has already passed it.
-            (_, Role::Sidecar) => self.last.is_some() || matches!(self.run, Run::Ended(_)),
+            (Run::Running { started, .. }, Role::Sidecar) => *started || self.was_up,
+            (_, Role::Sidecar) => self.was_up,
             _ => false,
         }
     }
@@ -325,6 +327,7 @@ impl Container {
     pub fn ended(&mut self, ended: Ended, now: Instant) {
         let long = self.run_began.take().is_some_and(|began| now.duration_since(began) >= BACKOFF_RESET);
         self.crashes = if long { 0 } else { self.crashes };
+        self.was_up |= matches!(self.run, Run::Running { started: true, .. });
         // The first time it starts again at once.
         self.not_before = (self.crashes > 0).then(|| now + delay(self.crashes));
         self.crashes += 1;

@@ -48,7 +48,14 @@ impl Worker {
             let wake = [next.wake, again, self.deadline()].into_iter().flatten().min();
             let wake = wake.unwrap_or_else(|| now + Duration::from_secs(3600));
             tokio::select! {
-                told = self.told.changed() => self.heard(told.is_ok()),
+                told = self.told.changed() => {
+                    let before = self.pod.clone();
+                    self.heard(told.is_ok());
+                    let (old, new) = (&before.metadata, &self.pod.metadata);
+                    if old.labels != new.labels || old.annotations != new.annotations {
+                        self.refresh();
+                    }
+                }
                 Some(report) = self.reports.1.recv() => self.happened(report),
                 Some(finding) = self.findings.1.recv() => self.found(finding),
                 () = tokio::time::sleep_until(wake.into()) => {}
@@ -190,6 +197,11 @@ impl Worker {
             }
             (Kind::Startup | Kind::Liveness, Some(false)) if !slot.stopping => {
                 slot.stopping = true;
+                let container = &slot.handle.target.container;
+                let probe =
+                    if kind == Kind::Startup { &container.startup_probe } else { &container.liveness_probe };
+                let own = probe.as_ref().and_then(|p| p.termination_grace_period_seconds);
+                let grace = own.and_then(|s| u64::try_from(s).ok()).map_or(grace, Duration::from_secs);
                 let message =
                     format!("Container {name} failed {kind:?} probe, will be restarted").to_lowercase();
                 events.normal(&pod, Some(&name), "Killing", message);

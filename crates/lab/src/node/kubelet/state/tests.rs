@@ -68,6 +68,18 @@ fn a_sidecar_runs_on_and_ends_with_the_others() {
 }
 
 #[test]
+fn a_sidecar_that_ends_before_it_is_up_holds_up_the_others() {
+    let now = Instant::now();
+    let mut pod = state("Always", &[("proxy", true)], &["a"]);
+    let proxy = pod.get("proxy").unwrap();
+    proxy.starting();
+    proxy.running("id".into(), Timestamp::UNIX_EPOCH, now, Probes { startup: true, readiness: false });
+    assert_eq!(names(&pod, now), [""; 0]);
+    end(&mut pod, "proxy", 1, now);
+    assert_eq!(names(&pod, now), ["proxy"]);
+}
+
+#[test]
 fn a_crash_is_answered_at_once_and_the_next_ones_later_and_later() {
     let start = Instant::now();
     let mut pod = state("Always", &[], &["a"]);
