@@ -113,6 +113,18 @@ impl Control {
         self.shared.nacks.lock().unwrap().clone()
     }
 
+    /// A credential for whoever wants to speak to a proxy himself.
+    pub fn credential(&self, identity: &mesh::Identity) -> hbone::Credential {
+        let ca = self.shared.ca.lock().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().unwrap())];
+        let leaf = params.signed_by(&key, &ca.issuer).unwrap().der().clone();
+        let roots = hbone::tls::pem_certificates(&ca.root).unwrap();
+        let key = rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        hbone::Credential::new(identity.clone(), vec![leaf], key, roots).unwrap()
+    }
+
     pub fn ca_fails(&self, status: Option<Status>) {
         self.shared.ca.lock().unwrap().failing = status;
     }

@@ -13,7 +13,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use wire::zds::workload_request::Payload;
-use wire::zds::{AddWorkload, DelWorkload, SnapshotSent, WorkloadInfo, WorkloadRequest, WorkloadResponse};
+use wire::zds::{
+    AddWorkload, DelWorkload, KeepWorkload, SnapshotSent, WorkloadInfo, WorkloadRequest, WorkloadResponse,
+};
 
 use crate::control::Control;
 use crate::namespaces::{Node, Pod};
@@ -29,19 +31,54 @@ pub struct Proxy {
 
 /// The node agent's end of a session.
 pub struct Agent {
+    listener: SeqPacketListener,
     socket: SeqPacket,
+    // The socket's directory lives as long as the agent.
+    _directory: tempfile::TempDir,
 }
 
 impl Agent {
-    async fn exchange(&self, payload: Payload, pod: Option<&Pod>) -> String {
-        let bytes = WorkloadRequest { payload: Some(payload) }.encode_to_vec();
-        self.socket.send(&bytes, pod.map(|pod| pod.netns.as_fd())).await.unwrap();
+    async fn accept(listener: SeqPacketListener, directory: tempfile::TempDir) -> Self {
+        let socket = listener.accept().await.unwrap();
+        let (hello, _) = socket.recv().await.unwrap();
+        assert_eq!(hello, [0x08, 0x01], "hello of version 1");
+        Self { listener, socket, _directory: directory }
+    }
+
+    /// Waits for the proxy to come again after this connection has ended.
+    pub async fn again(self) -> Self {
+        let Self { listener, socket, _directory } = self;
+        while socket.recv().await.is_ok() {}
+        drop(socket);
+        Self::accept(listener, _directory).await
+    }
+
+    /// Sends what no agent would send; the answer's text.
+    pub async fn raw(&self, bytes: &[u8], pod: Option<&Pod>) -> String {
+        self.socket.send(bytes, pod.map(|pod| pod.netns.as_fd())).await.unwrap();
+        self.answer().await
+    }
+
+    pub async fn keep(&self, name: &str) -> String {
+        self.exchange(Payload::Keep(KeepWorkload { uid: format!("uid-{name}") }), None).await
+    }
+
+    pub async fn snapshot_sent(&self) -> String {
+        self.exchange(Payload::SnapshotSent(SnapshotSent {}), None).await
+    }
+
+    async fn answer(&self) -> String {
         let (answer, fd) =
             tokio::time::timeout(Duration::from_secs(5), self.socket.recv()).await.unwrap().unwrap();
         assert!(fd.is_none());
         let answer = WorkloadResponse::decode(&*answer).unwrap();
         let Some(wire::zds::workload_response::Payload::Ack(ack)) = answer.payload else { panic!("no ack") };
         ack.error
+    }
+
+    async fn exchange(&self, payload: Payload, pod: Option<&Pod>) -> String {
+        let bytes = WorkloadRequest { payload: Some(payload) }.encode_to_vec();
+        self.raw(&bytes, pod).await
     }
 
     pub async fn add(&self, name: &str, account: &str, pod: &Pod) -> String {
@@ -83,13 +120,8 @@ impl Proxy {
             });
             result.await.unwrap();
         });
-        let socket = listener.accept().await.unwrap();
-        let (hello, _) = socket.recv().await.unwrap();
-        assert_eq!(hello, [0x08, 0x01], "hello of version 1");
-        let agent = Agent { socket };
+        let agent = Agent::accept(listener, directory).await;
         assert_eq!(agent.exchange(Payload::SnapshotSent(SnapshotSent {}), None).await, "");
-        // Kept so that the directory lives as long as the socket may be needed.
-        std::mem::forget(directory);
         Self { agent, stats, admin, readiness, stop: Some(stop), done }
     }
 

@@ -249,3 +249,37 @@ fn the_proxys_own_metrics_are_reached_through_a_tunnel() {
         proxy.stop().await;
     });
 }
+
+#[test]
+fn whatever_the_agent_sends_the_proxy_goes_on() {
+    in_a_node(|node| async move {
+        let World { a, b, c, mut pb, pa: _pa, control: _control, .. } = World::new(&node).await;
+        echo(b.listen(8080));
+        // Each breaks the protocol: it is answered, and the connection is made anew.
+        for (what, bytes, fd) in [
+            ("not protobuf", &[0xff, 0xff, 0xff][..], None),
+            ("nothing that is known", &[0x52, 0x00], None),
+            ("add without a descriptor", &[0x0a, 0x00], None),
+            ("a descriptor with something else", &[0x1a, 0x00], Some(&c)),
+            ("add without saying who", &[0x0a, 0x00], Some(&c)),
+        ] {
+            let error = pb.agent.raw(bytes, fd).await;
+            assert!(error.starts_with("failure to "), "{what}: {error}");
+            pb.agent = pb.agent.again().await;
+            assert_eq!(pb.agent.keep("b").await, "");
+            assert_eq!(pb.agent.snapshot_sent().await, "");
+            assert_eq!(call(&a, b.at(8080), b"hi").await.unwrap(), b"hi", "after {what}");
+        }
+        assert!(pb.agent.keep("b").await.contains("after the snapshot"));
+        pb.agent = pb.agent.again().await;
+        assert_eq!(
+            http_get(pb.readiness, "/healthz/ready").await.0,
+            500,
+            "without an agent nothing is certain"
+        );
+        // A pod that the new snapshot does not name is no longer served.
+        assert_eq!(pb.agent.snapshot_sent().await, "");
+        assert!(pb.dump().await["workloadState"].get("uid-b").is_none());
+        assert_eq!(http_get(pb.readiness, "/healthz/ready").await.0, 200);
+    });
+}

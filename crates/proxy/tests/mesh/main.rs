@@ -7,3 +7,4 @@ mod namespaces;
 mod carrying;
 mod life;
 mod policies;
+mod requests;
