@@ -83,6 +83,23 @@ pub fn drop_nulls(value: &mut Value) {
     }
 }
 
+/// Whether a value is nested deeper than any real object: everything that recurses relies on it not being so.
+pub fn too_deep(value: &Value) -> bool {
+    const DEEPEST: usize = 128;
+    let mut open = vec![(value, 0)];
+    while let Some((value, depth)) = open.pop() {
+        if depth > DEEPEST {
+            return true;
+        }
+        match value {
+            Value::Object(map) => open.extend(map.values().map(|v| (v, depth + 1))),
+            Value::Array(items) => open.extend(items.iter().map(|v| (v, depth + 1))),
+            _ => {}
+        }
+    }
+    false
+}
+
 /// Puts `apiVersion` and `kind` first, where people look for them.
 pub fn set_type(object: &mut Value, api_version: &str, kind: &str) {
     let map = as_map(object);

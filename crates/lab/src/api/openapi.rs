@@ -36,6 +36,7 @@ pub fn answer(api: &Api, path: &str, headers: &HeaderMap) -> Result<Answer, Fail
 fn v2(headers: &HeaderMap) -> Answer {
     let accept = headers.get(header::ACCEPT).and_then(|h| h.to_str().ok()).unwrap_or("");
     const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    const ANSWERED: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
     if accept.contains(PROTOBUF) {
         // openapi.v2.Document { swagger: "2.0", info: { title: "Kubernetes", version: "v1.33.0" } }
         let mut document = vec![0x0a, 3];
@@ -45,7 +46,8 @@ fn v2(headers: &HeaderMap) -> Answer {
         document.extend([0x12, 7]);
         document.extend(b"v1.33.0");
         let mut answer = wire::reply(200, "application/octet-stream", document);
-        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROTOBUF));
+        // Clients ask with an "@" and cannot parse it in an answer.
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(ANSWERED));
         return answer;
     }
     let document = json!({

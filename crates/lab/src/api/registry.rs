@@ -2,6 +2,7 @@
 //! CRD makes a new one.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -115,10 +116,8 @@ impl Registry {
 
     fn add(&mut self, kind: Kind) {
         let key = (kind.group.clone(), kind.version.clone(), kind.plural.clone());
-        if !self.by_path.contains_key(&key) {
-            let kind = Arc::new(kind);
-            self.by_path.insert(key, kind.clone());
-            self.kinds.push(kind);
+        if let Entry::Vacant(vacant) = self.by_path.entry(key) {
+            self.kinds.push(vacant.insert(Arc::new(kind)).clone());
         }
     }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::crd;
 use super::failure::Failure;
-use super::object::{drop_nulls, set_type, str_at};
+use super::object::{drop_nulls, set_type, str_at, too_deep};
 use super::registry::{Kind, Origin};
 use super::verbs::Unknown;
 
@@ -23,6 +23,9 @@ pub fn check(
             "{} in version {:?} cannot be handled as a {}: an object is expected",
             kind.kind, kind.version, kind.kind
         )));
+    }
+    if too_deep(&object) {
+        return Err(unreadable(kind, "it is nested too deeply"));
     }
     typed(kind, &mut object)?;
     drop_nulls(&mut object);

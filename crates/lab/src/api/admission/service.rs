@@ -94,7 +94,6 @@ fn free(api: &Api, tx: &Inner, service: &Value) -> Result<IpAddr, Failure> {
     let lower = (api.service_cidr.max_prefix_len() - api.service_cidr.prefix_len()).min(8);
     let reserved = (1usize << lower) / 2;
     hosts
-        .clone()
         .skip(reserved)
         .find(|address| !taken.contains(address))
         .or_else(|| hosts.take(reserved).skip(1).find(|address| !taken.contains(address)))

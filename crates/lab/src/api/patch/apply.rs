@@ -1,9 +1,12 @@
 //! Server-side apply: what one manager wants is merged into what is there; what it no longer wants and nobody else
 //! owns is removed; what others own and it would change is a conflict, unless it insists.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
-use super::fields::{self, Entry, FieldSet, Operation, Step, elements};
+use super::fields::{FieldSet, Step, elements};
+use super::managed::{self, Entry, Operation};
 use super::schema::{List, Schema};
 use crate::api::failure::Failure;
 use crate::api::object::{as_map, metadata_mut};
@@ -18,11 +21,11 @@ pub fn apply(
     force: bool,
 ) -> Result<Value, Failure> {
     let schema = Schema::of(kind);
-    let wanted = fields::owned(kind, config);
-    let mut entries = fields::entries(live);
+    let wanted = managed::owned(kind, config);
+    let mut entries = managed::entries(live);
     let mut merged = live.clone();
     merge(schema, &mut merged, config);
-    let (changed, _) = fields::changes(kind, live, &merged);
+    let (changed, _) = managed::changes(kind, live, &merged);
     let conflicts: Vec<(&Entry, FieldSet)> = entries
         .iter()
         .filter(|entry| !entry.is_of(operation))
@@ -52,7 +55,7 @@ pub fn apply(
         entries[mine].touch();
     }
     entries[mine].fields = wanted;
-    fields::set_entries(&mut merged, &entries);
+    managed::set_entries(&mut merged, &entries);
     // A version in the configuration is a precondition, which the merge has carried over already.
     if let Some(version) = config.pointer("/metadata/resourceVersion") {
         metadata_mut(&mut merged).insert("resourceVersion".into(), version.clone());
@@ -112,18 +115,19 @@ pub fn merge(schema: Schema<'_>, target: &mut Value, config: &Value) {
 }
 
 fn merge_list(schema: Schema<'_>, have: &[Value], wanted: &[(Step, &Value)]) -> Vec<Value> {
-    let mut out: Vec<(Step, Value)> = elements(schema, have)
-        .unwrap_or_default()
-        .into_iter()
-        .map(|(step, item)| (step, item.clone()))
-        .collect();
+    let mut out = have.to_vec();
+    let steps = elements(schema, have).unwrap_or_default().into_iter().map(|(step, _)| step);
+    let mut places: BTreeMap<Step, usize> = steps.enumerate().map(|(place, step)| (step, place)).collect();
     for (step, item) in wanted {
-        match out.iter_mut().find(|(have, _)| have == step) {
-            Some((_, slot)) => merge(schema.item(), slot, item),
-            None => out.push((step.clone(), (*item).clone())),
+        match places.get(step) {
+            Some(place) => merge(schema.item(), &mut out[*place], item),
+            None => {
+                places.insert(step.clone(), out.len());
+                out.push((*item).clone());
+            }
         }
     }
-    out.into_iter().map(|(_, item)| item).collect()
+    out
 }
 
 /// Removes from `target` the fields of `gone`; a list element goes only when nobody else owns anything in it.

@@ -1,14 +1,15 @@
 //! The four ways of changing an object in part. Pure: a patch and a current object give a new object or a refusal.
 
 pub mod apply;
-pub mod fields;
+mod fields;
+pub mod managed;
 mod schema;
 mod strategic;
 
 use serde_json::Value;
 
 use super::failure::Failure;
-use super::http::{json, yaml};
+use super::http::{BODY_LIMIT, json, yaml};
 use super::registry::Kind;
 
 /// A patch that has been read.
@@ -57,13 +58,7 @@ impl Patch {
     pub fn apply(&self, kind: &Kind, current: &Value) -> Result<Value, Failure> {
         let mut object = current.clone();
         match self {
-            Patch::Json(operations) => json_patch::patch(&mut object, operations).map_err(|e| {
-                Failure::new(
-                    422,
-                    "Invalid",
-                    format!("the server rejected our request due to an error in our request: {e}"),
-                )
-            })?,
+            Patch::Json(operations) => json_patch_within_limits(&mut object, operations)?,
             Patch::Merge(patch) => json_patch::merge(&mut object, patch),
             Patch::Strategic(patch) if kind.custom().is_none() => {
                 strategic::merge(schema::Schema::of(kind), &mut object, patch)?;
@@ -73,6 +68,27 @@ impl Patch {
         }
         Ok(object)
     }
+}
+
+/// Applies a JSON patch. Copies can double an object each time, so what they make is measured.
+fn json_patch_within_limits(object: &mut Value, operations: &json_patch::Patch) -> Result<(), Failure> {
+    let refuse = |why: String| {
+        let message = format!("the server rejected our request due to an error in our request: {why}");
+        Failure::new(422, "Invalid", message)
+    };
+    let mut copied = 0;
+    for operation in &operations.0 {
+        if let json_patch::PatchOperation::Copy(copy) = operation {
+            copied += copy.from.resolve(object).map_or(0, |value| value.to_string().len());
+            if copied > BODY_LIMIT {
+                return Err(refuse(format!(
+                    "the copies of the patch are together larger than {BODY_LIMIT} bytes"
+                )));
+            }
+        }
+        json_patch::patch(object, std::slice::from_ref(operation)).map_err(|e| refuse(e.to_string()))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::fields::{FieldSet, Operation};
+use super::fields::FieldSet;
+use super::managed::{self, Operation};
 use super::schema::Schema;
 use super::*;
 use crate::api::registry::Registry;
@@ -22,7 +23,7 @@ fn applied(kind: &Kind, live: &Value, manager: &str, config: Value, force: bool)
 }
 
 fn owners(object: &Value, path: &str) -> Vec<String> {
-    fields::entries(object)
+    managed::entries(object)
         .iter()
         .filter(|e| e.fields.paths().iter().any(|p| p == path))
         .map(|e| e.manager.clone())
@@ -148,7 +149,7 @@ fn an_update_takes_the_fields_that_it_changes() {
     let live = applied(&kind, &json!({}), "one", json!({"data": {"a": "1", "b": "1"}}), false).expect("new");
     let mut new = live.clone();
     new["data"] = json!({"a": "2", "c": "3"});
-    fields::track(&kind, Some(&live), &mut new, &Operation::update("two"));
+    managed::track(&kind, Some(&live), &mut new, &Operation::update("two"));
     assert_eq!(owners(&new, ".data.a"), ["two"]);
     assert_eq!(owners(&new, ".data.c"), ["two"]);
     assert!(owners(&new, ".data.b").is_empty());
@@ -192,14 +193,14 @@ proptest! {
         let kind = kind("", "pods");
         let once = applied(&kind, &live, "me", config.clone(), true).expect("forced");
         let twice = applied(&kind, &once, "me", config, false).expect("all mine");
-        prop_assert!(fields::same_but_for_times(&once, &twice));
+        prop_assert!(managed::same_but_for_times(&once, &twice));
     }
 
     #[test]
     fn what_is_applied_is_there(live in objects(), config in objects()) {
         let kind = kind("", "pods");
         let merged = applied(&kind, &live, "me", config.clone(), true).expect("forced");
-        let (wanted, have) = (fields::owned(&kind, &config), fields::owned(&kind, &merged));
+        let (wanted, have) = (managed::owned(&kind, &config), managed::owned(&kind, &merged));
         // An empty map or list is a value only until something is in it.
         let missing: Vec<String> = wanted.minus(&have).paths();
         for path in missing {

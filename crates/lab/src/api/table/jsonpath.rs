@@ -65,10 +65,11 @@ fn bracket<'a>(found: Vec<&'a Value>, inside: &str) -> Option<Vec<&'a Value>> {
         let (path, want) = condition.split_once("==")?;
         let path = path.trim().strip_prefix('@')?;
         let want = want.trim().trim_matches(['\'', '"']);
-        let holds = |value: &&Value| match find(value, path) {
-            Some(Value::String(text)) => text == want,
-            Some(other) => other.to_string() == want,
-            None => false,
+        let holds = |value: &&Value| {
+            find(value, path).is_some_and(|found| match found.as_str() {
+                Some(text) => text == want,
+                None => found.to_string().as_str() == want,
+            })
         };
         return Some(found.into_iter().flat_map(elements).filter(holds).collect());
     }

@@ -1,8 +1,9 @@
 //! Objects as rows for people: what `kubectl get` prints is computed here, by the server.
 
 mod age;
-mod builtin;
+mod columns;
 mod jsonpath;
+mod rows;
 
 use serde_json::{Value, json};
 
@@ -38,7 +39,7 @@ pub fn of<'a>(
         .map(|object| {
             let cells = match custom {
                 Some(columns) => custom_cells(columns, object, now),
-                None => builtin::cells(&kind.resource, object, now),
+                None => rows::cells(&kind.resource, object, now),
             };
             let mut row = json!({ "cells": cells });
             match include {
@@ -52,7 +53,7 @@ pub fn of<'a>(
     let definitions: Vec<Value> = match (columns, custom) {
         (false, _) => Vec::new(),
         (true, Some(columns)) => custom_columns(columns),
-        (true, None) => builtin::columns(&kind.resource)
+        (true, None) => columns::columns(&kind.resource)
             .into_iter()
             .map(|(name, of_type, priority)| definition(name, of_type, "", priority))
             .collect(),

@@ -12,7 +12,7 @@ use crate::api::admission;
 use crate::api::failure::{Cause, Failure};
 use crate::api::http::{self as wire, Accept, Answer};
 use crate::api::object::{self, metadata_mut, name, now, str_at};
-use crate::api::patch::fields;
+use crate::api::patch::managed;
 use crate::api::registry::Kind;
 use crate::api::store::Inner;
 use crate::api::{Api, convert, strict};
@@ -32,7 +32,7 @@ pub fn create(call: &Call, body: &[u8]) -> Result<Answer, Failure> {
             &call.kind,
             object,
             &options,
-            Some(&fields::Operation::update(&options.manager)),
+            Some(&managed::Operation::update(&options.manager)),
         )
     })?;
     let created = convert::served(&call.kind, &created);
@@ -68,7 +68,7 @@ pub fn insert(
     kind: &Kind,
     mut object: Value,
     options: &WriteOptions,
-    operation: Option<&fields::Operation>,
+    operation: Option<&managed::Operation>,
 ) -> Result<Arc<Value>, Failure> {
     if !object::resource_version(&object).is_empty() {
         return Err(Failure::bad_request("resourceVersion should not be set on objects to be created"));
@@ -103,7 +103,7 @@ pub fn insert(
         object::as_map(&mut object).shift_remove("status");
     }
     if let Some(operation) = operation {
-        fields::track(kind, None, &mut object, operation);
+        managed::track(kind, None, &mut object, operation);
     }
     admission::on_create(api, tx, kind, &mut object)?;
     admission::validate(tx, kind, &object, None)?;

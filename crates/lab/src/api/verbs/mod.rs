@@ -164,6 +164,6 @@ pub(super) fn bootstrap(
         force: false,
     };
     let object = super::strict::check(&kind, object, options.unknown, &mut Vec::new())?;
-    let operation = super::patch::fields::Operation::update(&options.manager);
+    let operation = super::patch::managed::Operation::update(&options.manager);
     api.store.with(|tx| create::insert(api, tx, &kind, object, &options, Some(&operation))).map(drop)
 }

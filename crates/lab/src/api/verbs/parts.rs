@@ -12,7 +12,7 @@ use crate::api::convert;
 use crate::api::failure::{Cause, Failure};
 use crate::api::http::{self as wire, Accept, Answer, Format};
 use crate::api::object::{self, array_at, map_mut, name, namespace, resource_version, str_at, uid};
-use crate::api::patch::{Patch, fields};
+use crate::api::patch::{Patch, managed};
 
 /// Answers a request about a subresource that the kind has.
 pub async fn answer(call: Call, subresource: &str, request: Request<Incoming>) -> Result<Answer, Failure> {
@@ -136,7 +136,7 @@ fn scale(call: &Call, body: &[u8]) -> Result<Answer, Failure> {
         let mut new = Value::clone(&served);
         let (path, _, _) = scale_paths(call);
         set_at(&mut new, &path, replicas.into());
-        let operation = fields::Operation::update(&options.manager);
+        let operation = managed::Operation::update(&options.manager);
         store(&call.api, tx, &call.kind, &stored, new, Part::Main, &options, Some(&operation))
     })?;
     let scaled = convert::served(&call.kind, &scaled);
@@ -187,7 +187,7 @@ fn bind(call: &Call, body: &[u8]) -> Result<Answer, Failure> {
             list.push(scheduled);
         }
         object::drop_nulls(&mut new);
-        let operation = fields::Operation::update(&options.manager);
+        let operation = managed::Operation::update(&options.manager);
         store(&call.api, tx, &call.kind, &pod, new, Part::Whole, &options, Some(&operation))
     })?;
     let status = json!({

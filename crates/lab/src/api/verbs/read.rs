@@ -165,7 +165,7 @@ fn check_version(call: &Call) -> Result<(), Failure> {
             )));
         }
     }
-    if matching != "" && asked.is_empty() {
+    if !matching.is_empty() && asked.is_empty() {
         return Err(Failure::bad_request(
             "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
         ));

@@ -11,7 +11,7 @@ use super::read::shape;
 use crate::api::failure::Failure;
 use crate::api::http::{self as wire, Accept, Answer};
 use crate::api::object::{self, as_map, map_mut, metadata_mut, name, resource_version, uid};
-use crate::api::patch::{self, Patch, fields};
+use crate::api::patch::{self, Patch, managed};
 use crate::api::registry::Kind;
 use crate::api::store::Inner;
 use crate::api::{Api, admission, convert, strict};
@@ -61,12 +61,12 @@ pub fn replace(call: &Call, body: &[u8], part: Part) -> Result<Answer, Failure> 
         // Leases may be made by an update, as in the real server.
         if old.is_none() && part == Part::Main && call.kind.is("leases.coordination.k8s.io") {
             check_name(call, &object)?;
-            let operation = fields::Operation::update(&options.manager);
+            let operation = managed::Operation::update(&options.manager);
             return insert(&call.api, tx, &call.kind, object, &options, Some(&operation)).map(|o| (o, 201));
         }
         let old = old.ok_or_else(|| call.not_found())?;
         check_name(call, &object)?;
-        let operation = fields::Operation { part, ..fields::Operation::update(&options.manager) };
+        let operation = managed::Operation { part, ..managed::Operation::update(&options.manager) };
         store(&call.api, tx, &call.kind, &old, object, part, &options, Some(&operation)).map(|o| (o, 200))
     });
     respond(call, accept, updated?, &warnings)
@@ -121,7 +121,7 @@ pub fn patch_part(call: &Call, body: &[u8], part: Part) -> Result<Answer, Failur
                 "the namespace of the provided object does not match the namespace sent on the request",
             ));
         }
-        let operation = fields::Operation { part, ..fields::Operation::update(&options.manager) };
+        let operation = managed::Operation { part, ..managed::Operation::update(&options.manager) };
         store(&call.api, tx, &call.kind, &stored, object, part, &options, Some(&operation)).map(|o| (o, 200))
     });
     respond(call, accept, updated?, &warnings)
@@ -150,7 +150,16 @@ fn apply(
         metadata_mut(&mut config).insert("name".into(), call.name().into());
     }
     check_name(call, &config)?;
-    let operation = fields::Operation { part, ..fields::Operation::apply(&options.manager) };
+    // What this part cannot change is not wanted from it either, or its manager would own it in vain.
+    if part == Part::Status {
+        as_map(&mut config)
+            .retain(|key, _| matches!(key.as_str(), "apiVersion" | "kind" | "metadata" | "status"));
+        metadata_mut(&mut config)
+            .retain(|key, _| matches!(key.as_str(), "name" | "namespace" | "uid" | "resourceVersion"));
+    } else if call.kind.has("status") {
+        as_map(&mut config).shift_remove("status");
+    }
+    let operation = managed::Operation { part, ..managed::Operation::apply(&options.manager) };
     let applied = call.api.store.with(|tx| {
         let Some(stored) = tx.get(&call.kind.storage, call.namespace(), call.name()) else {
             if part != Part::Main {
@@ -183,7 +192,7 @@ pub fn store(
     mut new: Value,
     part: Part,
     options: &WriteOptions,
-    operation: Option<&fields::Operation>,
+    operation: Option<&managed::Operation>,
 ) -> Result<Arc<Value>, Failure> {
     let served = convert::served(kind, old);
     preconditions(kind, &served, &new)?;
@@ -192,14 +201,14 @@ pub fn store(
         admission::on_update(api, tx, kind, &served, &mut new)?;
     }
     if let Some(operation) = operation {
-        fields::track(kind, Some(&served), &mut new, operation);
+        managed::track(kind, Some(&served), &mut new, operation);
     }
     admission::validate(tx, kind, &new, Some(&served))?;
     if has_generation(kind) && specification_changed(kind, &served, &new) {
         let generation = served.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(0);
         metadata_mut(&mut new).insert("generation".into(), (generation + 1).into());
     }
-    if fields::same_but_for_times(&served, &new) {
+    if managed::same_but_for_times(&served, &new) {
         return Ok(old.clone());
     }
     let new = convert::stored(kind, new);
@@ -249,7 +258,11 @@ fn confine(kind: &Kind, old: &Value, new: &mut Value, part: Part) {
             let finalizers = new.pointer("/spec/finalizers").cloned();
             let status = as_map(new).shift_remove("status");
             let (labels, annotations) = (of(new, "labels"), of(new, "annotations"));
+            let managed = of(new, "managedFields");
             *new = old.clone();
+            if let Some(managed) = managed {
+                metadata_mut(new).insert("managedFields".into(), managed);
+            }
             if part == Part::Finalize {
                 let spec = map_mut(new, "spec");
                 spec.shift_remove("finalizers");
@@ -310,8 +323,8 @@ fn specification_changed(kind: &Kind, old: &Value, new: &Value) -> bool {
 
 /// Whether an object on its way out has nothing left that holds it.
 pub fn finished(kind: &Kind, object: &Value) -> bool {
-    object::terminating(object)
-        && object::array_at(object, "/metadata/finalizers").is_empty()
-        && object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0) == 0
-        && !(kind.is("namespaces") && !object::array_at(object, "/spec/finalizers").is_empty())
+    let none = |pointer: &str| object::array_at(object, pointer).is_empty();
+    let grace = object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0);
+    let released = none("/metadata/finalizers") && (none("/spec/finalizers") || !kind.is("namespaces"));
+    object::terminating(object) && grace == 0 && released
 }
