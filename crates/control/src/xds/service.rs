@@ -89,15 +89,18 @@ impl StreamingService<DeltaDiscoveryRequest> for Delta {
             if !inner.snapshots.borrow().synced() {
                 return Err(Status::unavailable("not all inputs have been listed yet; try again"));
             }
-            Ok(Response::new(serve(inner, caller, request.into_inner())))
+            Ok(Response::new(serve(inner, caller, request.into_inner().boxed())))
         })
     }
 }
 
+/// What a client says.
+type Requests = BoxStream<'static, Result<DeltaDiscoveryRequest, Status>>;
+
 /// Everything one stream needs.
 struct Stream {
     session: Session,
-    requests: Streaming<DeltaDiscoveryRequest>,
+    requests: Requests,
     snapshots: watch::Receiver<Snapshot>,
     /// A request for workloads that waits for the one for policies, and until when.
     held: Option<(DeltaDiscoveryRequest, Instant)>,
@@ -106,11 +109,7 @@ struct Stream {
     _connected: crate::metrics::Connected,
 }
 
-fn serve(
-    inner: Arc<Inner>,
-    caller: Caller,
-    requests: Streaming<DeltaDiscoveryRequest>,
-) -> BoxStream<'static, Result<Push, Status>> {
+fn serve(inner: Arc<Inner>, caller: Caller, requests: Requests) -> BoxStream<'static, Result<Push, Status>> {
     tracing::info!(account = %caller.account, pod = caller.pod_name(), "client connected");
     let stream = Stream {
         session: Session::new(caller, rand::random()),
@@ -160,7 +159,7 @@ impl Stream {
             let held_until = self.held.as_ref().map(|(_, until)| *until);
             tokio::select! {
                 biased;
-                request = self.requests.message() => match request? {
+                request = self.requests.next() => match request.transpose()? {
                     Some(request) if self.held.is_none() && self.session.wants_policies_first(&request) => {
                         self.held = Some((request, Instant::now() + POLICIES_FIRST));
                     }
@@ -189,7 +188,8 @@ impl Stream {
     }
 
     fn heard(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
-        let snapshot = self.snapshots.borrow_and_update().clone();
+        // Not marked as seen: whatever this request does not bring up to date is still to be told.
+        let snapshot = self.snapshots.borrow().clone();
         match self.session.request(request, &snapshot)? {
             Heard::Rejected(reason) => {
                 self.inner.metrics.rejected();
@@ -199,5 +199,108 @@ impl Stream {
             Heard::Acknowledged | Heard::Subscribed => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::sync::mpsc;
+    use tokio_stream::wrappers::ReceiverStream;
+    use wire::type_url::{ADDRESS, AUTHORIZATION};
+    use wire::xds::Node;
+
+    use super::*;
+    use crate::auth::{Reviewer, Verdict};
+    use crate::config::Account;
+    use crate::fixtures;
+    use crate::state::{Delta, Event, State};
+
+    struct Nobody;
+
+    impl Reviewer for Nobody {
+        fn review<'a>(
+            &'a self,
+            _: &'a str,
+        ) -> BoxFuture<'a, Result<Verdict, Box<dyn std::error::Error + Send + Sync>>> {
+            Box::pin(std::future::ready(Ok(Verdict::Unknown("nobody".into()))))
+        }
+    }
+
+    /// A served stream: what the client sends, what it gets, and the state behind it.
+    struct Served {
+        requests: mpsc::Sender<Result<DeltaDiscoveryRequest, Status>>,
+        pushes: BoxStream<'static, Result<Push, Status>>,
+        state: State,
+        snapshots: watch::Sender<Snapshot>,
+    }
+
+    impl Served {
+        fn new() -> Self {
+            let (snapshots, latest) = watch::channel(Snapshot::default());
+            let metrics: Arc<Metrics> = Arc::default();
+            let authenticator =
+                Authenticator::new(Arc::new(Nobody), "c".into(), "td".into(), vec![], metrics.clone());
+            let inner = Arc::new(Inner { snapshots: latest, authenticator, metrics });
+            let account = Account { namespace: "ambit-system".into(), name: "ztunnel".into() };
+            let (requests, sent) = mpsc::channel(16);
+            let caller = Caller { account, pod: None };
+            let pushes = serve(inner, caller, ReceiverStream::new(sent).boxed());
+            Self { requests, pushes, state: State::new(fixtures::settings()), snapshots }
+        }
+
+        async fn ask(&self, type_url: &str, nonce: &str) {
+            let node = Node {
+                id: "ztunnel~10.0.0.2~x.ambit-system~ambit-system.svc.cluster.local".into(),
+                ..Node::default()
+            };
+            let request = DeltaDiscoveryRequest {
+                node: Some(node),
+                type_url: type_url.into(),
+                response_nonce: nonce.into(),
+                ..DeltaDiscoveryRequest::default()
+            };
+            self.requests.send(Ok(request)).await.unwrap();
+        }
+
+        fn pod(&mut self, name: &str) {
+            self.state.apply(Event::Pods(Delta::Put(fixtures::pod(name, "10.0.0.1", json!({})))));
+            self.snapshots.send_replace(self.state.flush().unwrap());
+        }
+
+        async fn next(&mut self) -> Push {
+            let push = tokio::time::timeout(Duration::from_secs(10), self.pushes.next()).await;
+            push.expect("a push in time").expect("the stream goes on").expect("no error")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_that_coincides_with_an_acknowledgement_is_not_lost() {
+        let mut served = Served::new();
+        served.ask(ADDRESS, "").await;
+        let first = served.next().await;
+        served.ask(ADDRESS, &first.nonce).await;
+        served.pod("web-0");
+        assert_eq!(served.next().await.resources.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn policies_are_answered_first_whichever_is_asked_for_first() {
+        let mut served = Served::new();
+        served.ask(ADDRESS, "").await;
+        served.ask(AUTHORIZATION, "").await;
+        assert_eq!(served.next().await.type_url, AUTHORIZATION);
+        assert_eq!(served.next().await.type_url, ADDRESS);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_makes_no_queue() {
+        let mut served = Served::new();
+        served.ask(ADDRESS, "").await;
+        served.next().await;
+        for turn in 0..100 {
+            served.pod(&format!("web-{turn}"));
+        }
+        assert_eq!(served.next().await.resources.len(), 100);
     }
 }
