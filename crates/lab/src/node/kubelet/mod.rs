@@ -106,7 +106,8 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
 
     super::net::start(&config, client.clone()).context("cannot set up services and names")?;
     let authorities = authorities_pem(cluster.root_cert.as_deref().unwrap_or_default());
-    let port = super::server::start(context.registry.clone(), authorities).context("cannot serve logs and exec")?;
+    let port =
+        super::server::start(context.registry.clone(), authorities).context("cannot serve logs and exec")?;
     tokio::spawn(node_object::keep(config.clone(), client.clone(), Some(port)));
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
