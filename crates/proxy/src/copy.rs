@@ -233,3 +233,6 @@ impl End for hbone::Stream {
         hbone::Stream::reset(self);
     }
 }
+
+#[cfg(test)]
+mod tests;
