@@ -218,26 +218,32 @@ impl Collector {
                 }
                 self.release(&item, graph::ORPHAN).await
             }
-            Decision::CheckOwners { item, unseen } => self.check_owners(&item, &unseen).await,
+            Decision::CheckOwners { item } => self.check_owners(&item).await,
         }
     }
 
-    /// An owner that the graph does not show may have been missed: the API has the last word.
-    async fn check_owners(&self, item: &Item, unseen: &[OwnerReference]) -> anyhow::Result<()> {
+    /// An owner that the graph does not show may have been missed, and the object itself may have been let go a
+    /// moment ago: each kind has a watch of its own, and they are not in step. The API has the last word on both.
+    async fn check_owners(&self, item: &Item) -> anyhow::Result<()> {
+        let Some(live) = self.api(&item.place)?.get_opt(&item.place.name).await? else { return Ok(()) };
+        let live = Item::new(item.place.clone(), &live.metadata);
+        if live.uid != item.uid || live.deleting || live.owners.is_empty() {
+            return Ok(());
+        }
         let mut absent = Vec::new();
-        for owner in unseen {
-            if self.is_absent(item, owner).await? {
+        for owner in &live.owners {
+            if self.is_absent(&live, owner).await? {
                 absent.push(owner.uid.clone());
             }
         }
         if absent.is_empty() {
             return Ok(());
         }
-        if absent.len() < item.owners.len() {
-            return self.disown(item, &absent).await;
+        if absent.len() < live.owners.len() {
+            return self.disown(&live, &absent).await;
         }
-        tracing::debug!(object = %item.place, "deleting an object whose owners are gone");
-        self.delete(item, PropagationPolicy::Background).await
+        tracing::debug!(object = %live.place, "deleting an object whose owners are gone");
+        self.delete(&live, PropagationPolicy::Background).await
     }
 
     async fn is_absent(&self, item: &Item, owner: &OwnerReference) -> anyhow::Result<bool> {

@@ -124,13 +124,16 @@ fn without(mut config: Value, context: &str, former: Option<&str>) -> Value {
     // Cluster and user go with the last context that uses them.
     let contexts = map.get("contexts").and_then(Value::as_array).cloned().unwrap_or_default();
     let uses = |entry: &Value, what: &str| entry["context"][what].as_str().map(str::to_owned);
-    let (ours, others): (Vec<&Value>, Vec<&Value>) = contexts.iter().partition(|entry| is_named(entry, context));
+    let (ours, others): (Vec<&Value>, Vec<&Value>) =
+        contexts.iter().partition(|entry| is_named(entry, context));
     for (list, what) in [("contexts", None), ("clusters", Some("cluster")), ("users", Some("user"))] {
         let mut names: Vec<String> = match what {
             None => vec![context.to_owned()],
             Some(what) => ours.iter().filter_map(|entry| uses(entry, what)).collect(),
         };
-        names.retain(|name| !what.is_some_and(|what| others.iter().any(|other| uses(other, what).as_ref() == Some(name))));
+        names.retain(|name| {
+            !what.is_some_and(|what| others.iter().any(|other| uses(other, what).as_ref() == Some(name)))
+        });
         if let Some(entries) = map.get_mut(list).and_then(Value::as_array_mut) {
             entries.retain(|entry| !names.iter().any(|name| is_named(entry, name)));
         }

@@ -157,8 +157,9 @@ async fn apply(client: &Client, object: &Value, has_kinds: bool) -> anyhow::Resu
     let types = object.types.clone().unwrap_or_default();
     let kind = GroupVersionKind::try_from(&types)?;
     let found = within(if has_kinds { SETTLE } else { Duration::ZERO }, || pinned_kind(client, &kind)).await;
-    let (resource, capabilities) =
-        found.map_err(plainly).with_context(|| format!("the API serves no kind {} of {}", types.kind, types.api_version))?;
+    let (resource, capabilities) = found
+        .map_err(plainly)
+        .with_context(|| format!("the API serves no kind {} of {}", types.kind, types.api_version))?;
     let api: Api<DynamicObject> = if capabilities.scope == Scope::Cluster {
         object.metadata.namespace = None;
         Api::all_with(client.clone(), &resource)
@@ -173,7 +174,9 @@ async fn apply(client: &Client, object: &Value, has_kinds: bool) -> anyhow::Resu
     };
     match object.metadata.name.clone() {
         Some(name) => {
-            api.patch(&name, &PatchParams::apply("ambit-lab").force(), &Patch::Apply(&object)).await.map_err(plainly)?;
+            api.patch(&name, &PatchParams::apply("ambit-lab").force(), &Patch::Apply(&object))
+                .await
+                .map_err(plainly)?;
         }
         None => _ = api.create(&PostParams::default(), &object).await.map_err(plainly)?,
     }

@@ -76,9 +76,8 @@ pub async fn reachable(path: &Path) -> anyhow::Result<kube::Client> {
     let version = tokio::time::timeout(std::time::Duration::from_secs(10), client.apiserver_version()).await;
     match version {
         Ok(Ok(_)) => Ok(client),
-        Ok(Err(error)) => {
-            Err(plainly(error)).with_context(|| format!("the cluster of {} cannot be used: is it up?", path.display()))
-        }
+        Ok(Err(error)) => Err(plainly(error))
+            .with_context(|| format!("the cluster of {} cannot be used: is it up?", path.display())),
         Err(_) => bail!("the cluster of {} did not answer within ten seconds: is it up?", path.display()),
     }
 }
@@ -88,7 +87,8 @@ pub async fn client(path: &Path) -> anyhow::Result<kube::Client> {
     let why = || format!("{} is no usable kubeconfig", path.display());
     std::fs::File::open(path).with_context(|| format!("cannot read the kubeconfig {}", path.display()))?;
     let kubeconfig = kube::config::Kubeconfig::read_from(path).with_context(why)?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.with_context(why)?;
+    let config =
+        kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.with_context(why)?;
     kube::Client::try_from(config).map_err(plainly).with_context(why)
 }
 

@@ -91,12 +91,14 @@ struct Lab {
     controllers: JoinSet<anyhow::Result<()>>,
     nodes: Vec<(node::Config, Child)>,
     record: Option<Record>,
+    /// The cluster that the nodes joined, if it is not this lab's own.
+    joined: Option<Client>,
 }
 
 impl Lab {
     fn new(stop: CancellationToken) -> Lab {
         let stop = stop.child_token();
-        Lab { stop, server: None, controllers: JoinSet::new(), nodes: Vec::new(), record: None }
+        Lab { stop, server: None, controllers: JoinSet::new(), nodes: Vec::new(), record: None, joined: None }
     }
 
     async fn bring_up(&mut self, options: &Options, progress: &Progress) -> anyhow::Result<Ready> {
@@ -131,7 +133,10 @@ impl Lab {
         self.store(name)?;
 
         let (client, kubeconfig) = match (joined, listener) {
-            (Some((path, client)), _) => (client, self.join(name, path)?),
+            (Some((path, client)), _) => {
+                self.joined = Some(client.clone());
+                (client, self.join(name, path)?)
+            }
             (None, Some(listener)) => self.start_api(name, listener, progress).await?,
             (None, None) => bail!("there is neither an API to start nor one to join"),
         };
@@ -359,11 +364,29 @@ impl Lab {
                 tracing::warn!(node = config.name, %error, "cannot end a node");
             }
         }
+        if let Some(client) = self.joined.take() {
+            let leaving = self.leave(client);
+            if tokio::time::timeout(Duration::from_secs(5), leaving).await.is_err() {
+                tracing::warn!("the cluster did not let the nodes go in time");
+            }
+        }
         self.controllers.shutdown().await;
         if let Some(server) = self.server.take()
             && tokio::time::timeout(Duration::from_secs(5), server.shutdown()).await.is_err()
         {
             tracing::warn!("the API did not end in time");
+        }
+    }
+}
+
+impl Lab {
+    /// Takes the nodes out of a cluster that goes on without them.
+    async fn leave(&self, client: Client) {
+        let api: Api<Node> = Api::all(client);
+        for (config, _) in &self.nodes {
+            if let Err(error) = api.delete(&config.name, &Default::default()).await {
+                tracing::warn!(node = config.name, %error, "cannot take a node out of the cluster");
+            }
         }
     }
 }

@@ -92,13 +92,11 @@ pub enum Decision {
         /// Its dependents.
         dependents: Vec<Item>,
     },
-    /// Some of its owners are not known here; if they do not exist, they are to be forgotten, and when none is
-    /// left the object goes too.
+    /// Not all of its owners are known here; those that do not exist are to be forgotten, and when none is left the
+    /// object goes too.
     CheckOwners {
         /// The object.
         item: Item,
-        /// The unknown owners.
-        unseen: Vec<OwnerReference>,
     },
 }
 
@@ -177,10 +175,8 @@ impl Graph {
         if item.deleting || item.owners.is_empty() {
             return Decision::Nothing;
         }
-        let unseen: Vec<_> =
-            item.owners.iter().filter(|owner| !self.items.contains_key(&owner.uid)).cloned().collect();
-        if !unseen.is_empty() {
-            return Decision::CheckOwners { item: item.clone(), unseen };
+        if item.owners.iter().any(|owner| !self.items.contains_key(&owner.uid)) {
+            return Decision::CheckOwners { item: item.clone() };
         }
         let all_going = item
             .owners
