@@ -21,6 +21,9 @@ pub fn fill(api: &Api) -> anyhow::Result<()> {
         let class = json!({ "metadata": { "name": name }, "value": value });
         put("scheduling.k8s.io", "v1", "priorityclasses", class)?;
     }
+    let range =
+        json!({ "metadata": { "name": "kubernetes" }, "spec": { "cidrs": [api.service_cidr.to_string()] } });
+    put("networking.k8s.io", "v1", "servicecidrs", range)?;
     let host = api.service_cidr.hosts().next().ok_or_else(|| {
         anyhow!("the service range {} has no address; give one such as 10.96.0.0/16", api.service_cidr)
     })?;

@@ -101,6 +101,7 @@ pub static BUILTINS: &[Builtin] = kinds! {
     "networking.k8s.io" "v1" "NetworkPolicy" "networkpolicies" ["netpol"] NAMESPACED NO sub[""] fields[""] networking::NetworkPolicy;
     "networking.k8s.io" "v1" "Ingress" "ingresses" ["ing"] NAMESPACED NO sub["status"] fields[""] networking::Ingress;
     "networking.k8s.io" "v1" "IngressClass" "ingressclasses" [""] CLUSTER NO sub[""] fields[""] networking::IngressClass;
+    "networking.k8s.io" "v1" "ServiceCIDR" "servicecidrs" [""] CLUSTER NO sub["status"] fields[""] networking::ServiceCIDR;
     "autoscaling" "v1" "HorizontalPodAutoscaler" "horizontalpodautoscalers" ["hpa"] NAMESPACED ALL sub["status"] fields[""] autoscaling::HorizontalPodAutoscaler;
     "scheduling.k8s.io" "v1" "PriorityClass" "priorityclasses" ["pc"] CLUSTER NO sub[""] fields[""] scheduling::PriorityClass;
     "storage.k8s.io" "v1" "StorageClass" "storageclasses" ["sc"] CLUSTER NO sub[""] fields[""] storage::StorageClass;

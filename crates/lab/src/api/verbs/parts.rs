@@ -136,8 +136,9 @@ fn scale(call: &Call, body: &[u8]) -> Result<Answer, Failure> {
         let mut new = Value::clone(&served);
         let (path, _, _) = scale_paths(call);
         set_at(&mut new, &path, replicas.into());
-        let operation = managed::Operation::update(&options.manager);
-        store(&call.api, tx, &call.kind, &stored, new, Part::Main, &options, Some(&operation))
+        let operation =
+            managed::Operation { part: Part::Scale, ..managed::Operation::update(&options.manager) };
+        store(&call.api, tx, &call.kind, &stored, new, Part::Scale, &options, Some(&operation))
     })?;
     let scaled = convert::served(&call.kind, &scaled);
     Ok(wire::object(200, accept.format, &scale_of(call, &scaled)))

@@ -25,6 +25,8 @@ pub enum Part {
     Status,
     /// `spec.finalizers` of a namespace.
     Finalize,
+    /// The number of replicas: as [`Part::Main`], but recorded as what it is.
+    Scale,
     /// Everything, by the server itself.
     Whole,
 }
@@ -35,6 +37,7 @@ impl Part {
         match self {
             Part::Status => "status",
             Part::Finalize => "finalize",
+            Part::Scale => "scale",
             Part::Main | Part::Whole => "",
         }
     }
@@ -246,14 +249,14 @@ fn confine(kind: &Kind, old: &Value, new: &mut Value, part: Part) {
     let of = |object: &Value, key: &str| object.get("metadata").and_then(|m| m.get(key)).cloned();
     match part {
         Part::Whole => return,
-        Part::Main if kind.has("status") => {
+        Part::Main | Part::Scale if kind.has("status") => {
             let map = as_map(new);
             map.shift_remove("status");
             if let Some(status) = old.get("status") {
                 map.insert("status".into(), status.clone());
             }
         }
-        Part::Main => {}
+        Part::Main | Part::Scale => {}
         Part::Status | Part::Finalize => {
             let finalizers = new.pointer("/spec/finalizers").cloned();
             let status = as_map(new).shift_remove("status");
