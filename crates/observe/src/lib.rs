@@ -9,6 +9,8 @@
 //! never changes the cluster, and never says *mutual TLS* on the word of one side.
 
 pub mod api;
+pub mod certs;
+pub mod cluster;
 pub mod directory;
 pub mod fixture;
 pub mod flow;
@@ -19,8 +21,11 @@ pub mod model;
 pub mod observer;
 pub mod overview;
 pub mod proof;
+mod run;
+pub mod scrape;
 pub mod store;
 pub mod table;
 pub mod why;
 
 pub use observer::Observer;
+pub use run::{Config, Error, run};

@@ -227,7 +227,8 @@ fn proxies(store: &Store, now: Millis) -> Vec<model::Proxy> {
 }
 
 fn proxy_of(proxy: &crate::store::proxy::Proxy, now: Millis) -> model::Proxy {
-    let stale_ms = proxy.stale(now);
+    // One that was refused at its greeting was never heard.
+    let stale_ms = proxy.stale(now).filter(|_| proxy.heard > 0);
     let mut problems = Vec::new();
     let ahead = crate::store::AHEAD as i64;
     if proxy.skew_ms > ahead {
@@ -238,7 +239,7 @@ fn proxy_of(proxy: &crate::store::proxy::Proxy, now: Millis) -> model::Proxy {
     } else if proxy.skew_ms < -ahead {
         problems.push(format!("its clock is {} s behind the observer's", -proxy.skew_ms / 1000));
     }
-    if let Some(silent) = stale_ms.filter(|_| proxy.heard > 0) {
+    if let Some(silent) = stale_ms {
         problems.push(format!("silent for {} s", silent / 1000));
     }
     if proxy.pairs_refused > 0 {

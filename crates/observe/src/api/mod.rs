@@ -84,6 +84,17 @@ pub fn router(observer: Arc<Observer>, gate: Gate, ready: Ready) -> Router {
         .with_state(api)
 }
 
+/// `/metrics`, `/healthz` and `/readyz` alone: for a port that Prometheus and the kubelet reach without a token.
+pub fn monitoring(observer: Arc<Observer>, ready: Ready) -> Router {
+    let api = Api { observer, streams: Arc::default(), ready };
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics::metrics))
+        .layer(middleware::from_fn(secure))
+        .with_state(api)
+}
+
 /// Headers that every answer carries: no other origin may be talked to, framed by, or guessed at.
 async fn secure(request: Request, next: Next) -> Response {
     const HEADERS: [(HeaderName, &str); 6] = [

@@ -278,6 +278,14 @@ impl Store {
         }
     }
 
+    /// A stream had to be ended for this; it is shown with the proxy's name.
+    pub fn blame(&mut self, session: &Session, reason: String) {
+        if let Some(proxy) = self.proxies.get_mut(session.proxy as usize) {
+            proxy.rows_refused += 1;
+            proxy.last_refusal = Some(reason);
+        }
+    }
+
     /// The stream has ended.
     pub fn leave(&mut self, mut session: Session) {
         if !std::mem::replace(&mut session.closed, true)
