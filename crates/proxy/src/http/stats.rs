@@ -1,5 +1,6 @@
 //! Metrics in OpenMetrics text.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 
 use axum::Router;
@@ -25,7 +26,6 @@ async fn metrics(State(shown): State<Shown>, headers: HeaderMap) -> impl IntoRes
     ([(header::CONTENT_TYPE, kind)], encode(&shown, open))
 }
 
-/// The classic text format has the suffix of counters in their TYPE line, too, and no end mark.
 pub(super) fn encode(shown: &Shown, open: bool) -> String {
     let mut out = String::with_capacity(64 << 10);
     shown.context.flows.encode(&mut out);
@@ -34,23 +34,26 @@ pub(super) fn encode(shown: &Shown, open: bool) -> String {
         out.push_str("# EOF\n");
         return out;
     }
-    let mut plain = String::with_capacity(out.len() + 1024);
-    for line in out.lines() {
-        let (start, rest) = match line.split_once(' ') {
-            Some(("#", rest)) => ("#", rest),
-            _ => ("", line),
+    classic(&out)
+}
+
+/// The classic text format names counters with their suffix in HELP and TYPE, too, and has no end mark.
+fn classic(open: &str) -> String {
+    let counters: HashSet<&str> =
+        open.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let mut out = String::with_capacity(open.len() + 1024);
+    for line in open.lines() {
+        let comment = line.strip_prefix("# ").and_then(|rest| {
+            let (keyword, rest) = rest.split_once(' ')?;
+            let (name, text) = rest.split_once(' ')?;
+            counters.contains(name).then_some((keyword, name, text))
+        });
+        let _ = match comment {
+            Some((keyword, name, text)) => writeln!(out, "# {keyword} {name}_total {text}"),
+            None => writeln!(out, "{line}"),
         };
-        match (start, rest.strip_suffix(" counter")) {
-            ("#", Some(named)) => {
-                let _ = writeln!(plain, "# {named}_total counter");
-            }
-            _ => {
-                plain.push_str(line);
-                plain.push('\n');
-            }
-        }
     }
-    plain
+    out
 }
 
 fn own(shown: &Shown, out: &mut String) {
@@ -101,4 +104,18 @@ fn resident_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     Some(pages * 4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::classic;
+
+    #[test]
+    fn the_classic_format_names_counters_with_their_suffix_and_nothing_else() {
+        let open = "# HELP a Things.\n# TYPE a counter\na_total{x=\"# TYPE b counter\"} 1\n\
+                    # HELP g A gauge.\n# TYPE g gauge\ng 2\n";
+        let expected = "# HELP a_total Things.\n# TYPE a_total counter\na_total{x=\"# TYPE b counter\"} 1\n\
+                        # HELP g A gauge.\n# TYPE g gauge\ng 2\n";
+        assert_eq!(classic(open), expected);
+    }
 }

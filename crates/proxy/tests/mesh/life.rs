@@ -283,3 +283,28 @@ fn whatever_the_agent_sends_the_proxy_goes_on() {
         assert_eq!(http_get(pb.readiness, "/healthz/ready").await.0, 200);
     });
 }
+
+#[test]
+fn prometheus_own_tool_finds_no_fault_with_the_metrics() {
+    in_a_node(|node| async move {
+        let world = World::new(&node).await;
+        echo(world.b.listen(8080));
+        call(&world.a, world.b.at(8080), b"hi").await.unwrap();
+        let text = http_get(world.pa.stats, "/metrics").await.1;
+        let tool = tokio::process::Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn();
+        let mut tool = tool.expect("promtool comes with Debian's prometheus");
+        let mut stdin = tool.stdin.take().unwrap();
+        stdin.write_all(text.as_bytes()).await.unwrap();
+        drop(stdin);
+        let output = tool.wait_with_output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        // Two gauges have names that were given to them elsewhere.
+        let faults: Vec<&str> = said.lines().filter(|line| !line.starts_with("workload_manager_")).collect();
+        assert!(faults.is_empty(), "{said}");
+    });
+}
