@@ -7,11 +7,14 @@
 //!
 //! [`run`] is the whole life of the process; [`cleanup`] gives all pods of the node back to plaintext.
 
+mod announce;
 mod cleanup;
 mod member;
 mod plugin;
 mod queue;
+mod stock;
 mod watch;
+mod wish;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -124,7 +127,7 @@ pub async fn run(config: Config, client: Client, stop: CancellationToken) -> any
         () = stop.cancelled() => return Ok(()),
         result = synced.wait_for(|synced| *synced) => { result.context("the watches ended before they had begun")?; }
     }
-    member::take_stock(&node).await;
+    stock::take(&node).await;
     tasks.spawn(work_off(node.clone(), work.clone()));
     tasks.spawn(follow_proxies(node.clone(), work.clone()));
     let zds = node.zds.clone();
@@ -318,7 +321,7 @@ fn note_outside(node: &Node) {
         .state()
         .iter()
         .filter(|pod| !crate::eligibility::finished(pod))
-        .flat_map(|pod| member::ips(pod))
+        .flat_map(|pod| wish::ips(pod))
         .filter(|ip| !enrolled.contains_key(ip))
         .collect();
     node.outside.store(Arc::new(outside));

@@ -6,7 +6,7 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::{Api, Client};
 use netns::NetNs;
 
-use super::{Node, exempt, installer, member};
+use super::{Node, announce, exempt, installer};
 use crate::config::{Config, known_file};
 use crate::netns_of::remembered::{Record, Remembered};
 use crate::netns_of::{Finder, Wanted, addresses};
@@ -120,7 +120,7 @@ pub async fn cleanup(config: &Config, client: Option<&Client>) -> Vec<String> {
 }
 
 async fn take_annotation(client: Client, record: Record) -> Option<String> {
-    let result = member::set_annotation(&client, &record.namespace, &record.name, None).await;
+    let result = announce::set_annotation(&client, &record.namespace, &record.name, None).await;
     result.err().map(|error| format!("{}/{}: {error:#}", record.namespace, record.name))
 }
 

@@ -7,21 +7,20 @@
 //! Out of it: capture ends → annotation → probes → the connections the proxy holds become idle → proxy → the rest
 //! of the rules. Every step is tried; whatever failed brings the pod back. Each step may be done again.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Patch, PatchParams};
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 use netns::NetNs;
-use wire::zds::WorkloadInfo;
 
+use super::announce::set_annotation;
 use super::plugin::Told;
+use super::wish::{Wish, annotation, info, ips, wish};
 use super::{Node, note_outside, told_by_rules};
-use crate::eligibility::{REDIRECTION_ANNOTATION, Reason, Verdict, finished, judge};
+use crate::eligibility::Reason;
 use crate::netns_of::remembered::Record;
 use crate::netns_of::{Wanted, addresses};
 use crate::older::{Policy, sweep};
@@ -32,15 +31,13 @@ use crate::zds::{self, Workload};
 const SETTLE: Duration = Duration::from_secs(1);
 /// How long the connections of a leaving pod may take to become idle.
 const LINGER: Duration = Duration::from_secs(5);
-/// How long one change of an annotation may take.
-const API_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What was done for a pod.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Member {
-    pub(super) namespace: String,
-    pub(super) name: String,
-    pub(super) netns: Option<NetNs>,
+    namespace: String,
+    name: String,
+    netns: Option<NetNs>,
     /// Path of the namespace, where CNI ADD told one.
     path: Option<String>,
     /// The rules that are in place in that namespace.
@@ -53,113 +50,14 @@ pub(super) struct Member {
 }
 
 impl Member {
+    /// A pod for which nothing was done yet, with what is known of its namespace.
+    pub(super) fn found(pod: &Pod, netns: Option<NetNs>, path: Option<String>) -> Self {
+        let namespace = pod.namespace().unwrap_or_default();
+        Self { namespace, name: pod.name_any(), netns, path, ..Self::default() }
+    }
+
     pub(super) fn is_enrolled(&self) -> bool {
         self.rules.is_some() && self.announced
-    }
-}
-
-/// The addresses of a pod as its status says.
-pub(super) fn ips(pod: &Pod) -> Vec<IpAddr> {
-    let Some(status) = &pod.status else { return vec![] };
-    let all = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).chain(status.pod_ip.as_deref());
-    let mut ips: Vec<IpAddr> =
-        all.filter_map(|ip| ip.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical()).collect();
-    ips.sort();
-    ips.dedup();
-    ips
-}
-
-fn annotation(pod: &Pod) -> Option<&str> {
-    pod.annotations().get(REDIRECTION_ANNOTATION).map(String::as_str)
-}
-
-/// Before anybody is served: finds the namespaces of all pods that are to be in the mesh, in one pass, and lists
-/// those that an earlier agent enrolled, so that a proxy's snapshot is complete and probes go on without a gap.
-pub(super) async fn take_stock(node: &Arc<Node>) {
-    let mut wanted = Wanted::new();
-    let mut pods = Vec::new();
-    for pod in node.pods.state() {
-        let Some(namespace) = namespace_labels(node, &pod) else { continue };
-        if judge(&node.rules, &pod, &namespace) == Verdict::Enrol
-            && let Some(uid) = pod.uid()
-        {
-            wanted.insert(uid, ips(&pod));
-            pods.push(pod);
-        }
-    }
-    let mut found = BTreeMap::new();
-    for (uid, ips) in &wanted {
-        if let Some((netns, path)) = remembered(node, uid, ips) {
-            found.insert(uid.clone(), (netns, Some(path)));
-        }
-    }
-    let missing: Wanted = wanted.into_iter().filter(|(uid, _)| !found.contains_key(uid)).collect();
-    let finder = node.finder.clone();
-    match tokio::task::spawn_blocking(move || finder.find(&missing)).await {
-        Ok(more) => found.extend(more.into_iter().map(|(uid, netns)| (uid, (netns, None)))),
-        Err(error) => tracing::error!(%error, "cannot look for network namespaces"),
-    }
-    let mut exempt = Vec::new();
-    for pod in &pods {
-        let Some(uid) = pod.uid() else { continue };
-        let (netns, path) = found.remove(&uid).map_or((None, None), |(netns, path)| (Some(netns), path));
-        // The annotation is no proof of anything, but a proxy must not drop what it may be serving.
-        if annotation(pod).is_some() {
-            node.zds.prepare(Workload { uid: uid.clone(), info: info(pod), netns: netns.clone() });
-            exempt.push((uid.clone(), ips(pod)));
-        }
-        let member = Member {
-            namespace: pod.namespace().unwrap_or_default(),
-            name: pod.name_any(),
-            netns,
-            path,
-            ..Member::default()
-        };
-        node.members.lock().insert(uid, member);
-    }
-    tracing::info!(to_enrol = pods.len(), enrolled_before = exempt.len(), "took stock of the node's pods");
-    if let Err(error) = node.probes.reset(exempt).await {
-        tracing::error!(%error, "cannot exempt probes; enrolled pods may become unready under strict policies");
-    }
-}
-
-fn namespace_labels(node: &Node, pod: &Pod) -> Option<BTreeMap<String, String>> {
-    let name = pod.namespace()?;
-    let namespace = node.namespaces.find(|namespace| namespace.name_any() == name)?;
-    Some(namespace.labels().clone())
-}
-
-fn info(pod: &Pod) -> WorkloadInfo {
-    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
-    WorkloadInfo {
-        name: pod.name_any(),
-        namespace: pod.namespace().unwrap_or_default(),
-        service_account: account.filter(|name| !name.is_empty()).unwrap_or_else(|| "default".to_owned()),
-    }
-}
-
-/// What is wanted of a pod.
-enum Wish {
-    In(Arc<Pod>),
-    Out(Arc<Pod>, Reason),
-    /// It has ended; its object may still be there.
-    Ended(Option<Arc<Pod>>),
-    /// Its namespace is not known yet; the watch will bring it.
-    Unknown,
-}
-
-fn wish(node: &Node, uid: &str, told: Option<&Told>) -> Wish {
-    let Some(pod) = node.pod(uid).or_else(|| told.map(|told| told.pod.clone())) else {
-        return Wish::Ended(None);
-    };
-    if finished(&pod) {
-        return Wish::Ended(Some(pod));
-    }
-    let labels = namespace_labels(node, &pod).or_else(|| told.map(|told| told.namespace.labels().clone()));
-    match labels.map(|labels| judge(&node.rules, &pod, &labels)) {
-        None => Wish::Unknown,
-        Some(Verdict::Enrol) => Wish::In(pod),
-        Some(Verdict::Not(reason)) => Wish::Out(pod, reason),
     }
 }
 
@@ -330,7 +228,7 @@ fn has_any(netns: &NetNs, ips: &[IpAddr]) -> bool {
 }
 
 /// What CNI ADD told an earlier agent, if it is still true.
-fn remembered(node: &Node, uid: &str, ips: &[IpAddr]) -> Option<(NetNs, String)> {
+pub(super) fn remembered(node: &Node, uid: &str, ips: &[IpAddr]) -> Option<(NetNs, String)> {
     let record = node.remembered.get(uid)?;
     let path = record.path.clone()?;
     let netns = node.finder.open(&path).ok()?;
@@ -450,21 +348,4 @@ async fn announce(node: &Node, pod: &Pod, member: &mut Member, value: Option<&st
     set_annotation(&node.client, &namespace, &pod.name_any(), value).await?;
     member.announced = value.is_some();
     Ok(())
-}
-
-/// Sets or removes the annotation of `namespace`/`name`; a pod that is gone needs no removal.
-pub(super) async fn set_annotation(
-    client: &kube::Client,
-    namespace: &str,
-    name: &str,
-    value: Option<&str>,
-) -> anyhow::Result<()> {
-    let api = Api::<Pod>::namespaced(client.clone(), namespace);
-    let patch = serde_json::json!({"metadata": {"annotations": {REDIRECTION_ANNOTATION: value}}});
-    let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
-    let change = api.patch_status(name, &params, &patch);
-    match tokio::time::timeout(API_PATIENCE, change).await.context("the API server did not answer in time")? {
-        Err(kube::Error::Api(status)) if status.code == 404 && value.is_none() => Ok(()),
-        result => result.map(|_| ()).context("its annotation cannot be written"),
-    }
 }

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use proptest::strategy::Strategy;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -209,4 +210,21 @@ async fn an_agent_that_cannot_tell_yet_holds_up_only_pods_that_could_be_in_the_m
     assert_eq!(call(&add_env("plain", "a"), &input(dir.path())).await.status, 0);
     let refusal = call(&add_env("shop", "a"), &input(dir.path())).await.stdout.unwrap();
     assert!(refusal["details"].as_str().unwrap().contains("the API server refuses"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_input_makes_the_plugin_panic_or_print_anything_but_one_object(
+        command in proptest::sample::select(vec!["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION", "X"]),
+        args in "(K8S_POD_NAMESPACE=[a-z/.]{0,9};)?(K8S_POD_NAME=.{0,9};?)?.{0,9}",
+        input in proptest::prop_oneof![
+            proptest::collection::vec(proptest::arbitrary::any::<u8>(), 0..64),
+            "\\{\"cniVersion\":\"(1.0.0|0.1.0|7)\",\"cni_agent_run_dir\":\"/nonexistent\",\"prevResult\":(\\{\"ips\":.{0,20}\\}|[0-9]|null)\\}".prop_map(String::into_bytes),
+        ],
+    ) {
+        let env = env(&[("CNI_COMMAND", command), ("CNI_ARGS", &args), ("CNI_NETNS", "/var/run/netns/x")]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let outcome = runtime.block_on(run(&env, &input));
+        assert_eq!(outcome.status != 0, outcome.stdout.as_ref().is_some_and(|object| object.get("code").is_some()));
+    }
 }

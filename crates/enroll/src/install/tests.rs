@@ -138,3 +138,23 @@ fn a_crash_between_two_steps_is_made_good_by_the_next_start() {
     assert!(!node.installer.ensure().unwrap());
     assert!(node.dir.path().exists());
 }
+
+proptest::proptest! {
+    #[test]
+    fn whatever_a_list_holds_our_entry_comes_and_goes_without_a_trace(
+        kinds in proptest::collection::vec("[a-z]{1,8}", 1..6),
+        ours in proptest::collection::vec(0usize..6, 0..3),
+    ) {
+        let mut plugins: Vec<Value> = kinds.iter().map(|kind| serde_json::json!({"type": kind, "x": kind.len()})).collect();
+        let others = plugins.clone();
+        for at in ours {
+            plugins.insert(at.min(plugins.len()), serde_json::json!({"type": PLUGIN, "stale": true}));
+        }
+        let config = serde_json::json!({"name": "n", "plugins": plugins});
+        let entry = conflist::entry(Path::new("/run/x"), "m", "a-", &[]);
+        let with = conflist::with_entry(&config, &entry, true).unwrap();
+        assert_eq!(with["plugins"].as_array().unwrap().last(), Some(&entry));
+        assert_eq!(conflist::with_entry(&with, &entry, true).unwrap(), with);
+        assert_eq!(conflist::without_entry(&with, PLUGIN)["plugins"], Value::Array(others));
+    }
+}
