@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use base64::Engine;
 use kube::config::Kubeconfig;
 use serde_json::{Map, Value, json};
 
@@ -34,6 +35,34 @@ pub fn default_path() -> anyhow::Result<PathBuf> {
 /// Writes a kubeconfig of its own.
 pub fn write(path: &Path, config: &Kubeconfig) -> anyhow::Result<()> {
     write_private(path, to_yaml(&serde_json::to_value(config)?)?.as_bytes())
+}
+
+/// Like [`write`], with the certificates and keys that the original only names: nodes do not see the same files.
+pub fn write_whole(path: &Path, config: &Kubeconfig) -> anyhow::Result<()> {
+    let mut config = serde_json::to_value(config)?;
+    for (list, entry, names) in [
+        ("clusters", "cluster", &["certificate-authority"][..]),
+        ("users", "user", &["client-certificate", "client-key"]),
+    ] {
+        for known in config[list].as_array_mut().into_iter().flatten() {
+            for name in names {
+                embed(&mut known[entry], name)?;
+            }
+        }
+    }
+    write_private(path, to_yaml(&config)?.as_bytes())
+}
+
+fn embed(entry: &mut Value, name: &str) -> anyhow::Result<()> {
+    let data = format!("{name}-data");
+    let Some(map) = entry.as_object_mut() else { return Ok(()) };
+    let Some(Value::String(file)) = map.remove(name) else { return Ok(()) };
+    if map.get(&data).is_none_or(Value::is_null) {
+        let content =
+            fs::read(&file).with_context(|| format!("cannot read {file}, which the kubeconfig names"))?;
+        map.insert(data, json!(base64::engine::general_purpose::STANDARD.encode(content)));
+    }
+    Ok(())
 }
 
 /// Merges the lab's context into a file and makes it current.
@@ -233,6 +262,26 @@ mod tests {
         unmerge(&published, "ambit-lab").unwrap();
         assert!(!path.exists());
         unmerge(&published, "ambit-lab").unwrap();
+    }
+
+    #[test]
+    fn a_copy_for_the_nodes_holds_what_the_original_names() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("ca.crt"), "the CA").unwrap();
+        let original = dir.path().join("config");
+        fs::write(
+            &original,
+            "clusters: [{name: a, cluster: {server: 'https://a', certificate-authority: ca.crt}}]\n\
+             users: [{name: a, user: {client-key-data: a2V5}}]\n\
+             contexts: [{name: a, context: {cluster: a, user: a}}]\ncurrent-context: a\n",
+        )
+        .unwrap();
+        let copy = dir.path().join("copy");
+        write_whole(&copy, &Kubeconfig::read_from(&original).unwrap()).unwrap();
+        let copy = read(&copy).unwrap();
+        assert_eq!(copy["clusters"][0]["cluster"]["certificate-authority-data"], "dGhlIENB");
+        assert_eq!(copy["clusters"][0]["cluster"].get("certificate-authority"), None);
+        assert_eq!(copy["users"][0]["user"]["client-key-data"], "a2V5");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod fabric;
 mod kubeconfig;
 mod manifests;
 mod name;
+mod nodes;
 mod preflight;
 mod processes;
 mod record;

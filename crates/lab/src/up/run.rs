@@ -8,19 +8,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Node;
+use kube::Client;
 use kube::config::Kubeconfig;
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, ResourceExt};
 use tokio::process::Child;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::fabric::{self, Fabric, NodeNet};
+use super::fabric::{self, Fabric};
 use super::processes::Process;
-use super::record::{Lock, NodeRecord, Published, Record};
-use super::{LabName, Options, Progress, Ready, down, kubeconfig, preflight};
+use super::record::{Lock, Published, Record};
+use super::{LabName, Options, Progress, Ready, down, kubeconfig, nodes, preflight};
 use crate::{api, controllers, node};
 
 /// How long nodes may take to become ready.
@@ -166,10 +163,9 @@ impl Lab {
 
     /// The nodes get a copy, so that the cluster stays the one that was named.
     fn join(&mut self, name: &LabName, path: &Path) -> anyhow::Result<Kubeconfig> {
-        let mut config = Kubeconfig::read_from(path)?;
-        embed_files(&mut config);
+        let config = Kubeconfig::read_from(path)?;
         if let Some(record) = &mut self.record {
-            kubeconfig::write(&record.kubeconfig, &config)?;
+            kubeconfig::write_whole(&record.kubeconfig, &config)?;
             record.api = server_of(&config).unwrap_or_default();
         }
         self.store(name)?;
@@ -214,12 +210,15 @@ impl Lab {
         tokio::task::spawn_blocking(move || to_build.build()).await??;
 
         progress(&format!("starting {} nodes", options.nodes));
-        let service_cidr =
-            if options.join.is_some() { service_cidr_of(client).await } else { fabric::service_cidr() };
+        let service_cidr = if options.join.is_some() {
+            nodes::service_cidr_of(client).await
+        } else {
+            fabric::service_cidr()
+        };
         let binary = std::env::current_exe().context("cannot find this program's own file")?;
         let record = self.record.as_mut().context("the lab has no record")?;
         for place in &plan.nodes {
-            let node_name = node_name(options, place.number);
+            let node_name = nodes::node_name(options, place.number);
             let config = node::Config {
                 lab: name.to_string(),
                 netns: place.netns_path(),
@@ -234,15 +233,15 @@ impl Lab {
                 kubeconfig: record.kubeconfig.clone(),
                 state_dir: name.state_dir().join(&node_name),
                 binary: binary.clone(),
-                labels: labels(place),
+                labels: nodes::labels(place),
                 name: node_name,
             };
-            let child = start_node(&config, record)?;
+            let child = nodes::start_node(&config, record)?;
             self.nodes.push((config, child));
         }
         self.store(name)?;
         let names: Vec<String> = self.nodes.iter().map(|(config, _)| config.name.clone()).collect();
-        let waiting = wait_ready(client.clone(), names, progress.clone());
+        let waiting = nodes::wait_ready(client.clone(), names, progress.clone());
         let waited = self.unless_broken(async {
             tokio::time::timeout(NODES_READY, waiting)
                 .await
@@ -350,7 +349,7 @@ impl Lab {
             let config = config.clone();
             let record = self.record.as_mut().context("the lab has no record")?;
             record.nodes.retain(|known| known.name != config.name);
-            let child = start_node(&config, record)?;
+            let child = nodes::start_node(&config, record)?;
             self.nodes[at].1 = child;
             self.store(&options.name)?;
         }
@@ -365,7 +364,7 @@ impl Lab {
             }
         }
         if let Some(client) = self.joined.take() {
-            let leaving = self.leave(client);
+            let leaving = nodes::leave(client, self.nodes.iter().map(|(config, _)| config.name.as_str()));
             if tokio::time::timeout(Duration::from_secs(5), leaving).await.is_err() {
                 tracing::warn!("the cluster did not let the nodes go in time");
             }
@@ -379,89 +378,9 @@ impl Lab {
     }
 }
 
-impl Lab {
-    /// Takes the nodes out of a cluster that goes on without them.
-    async fn leave(&self, client: Client) {
-        let api: Api<Node> = Api::all(client);
-        for (config, _) in &self.nodes {
-            if let Err(error) = api.delete(&config.name, &Default::default()).await {
-                tracing::warn!(node = config.name, %error, "cannot take a node out of the cluster");
-            }
-        }
-    }
-}
-
-fn start_node(config: &node::Config, record: &mut Record) -> anyhow::Result<Child> {
-    let child = node::spawn(config).with_context(|| format!("cannot start {}", config.name))?;
-    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-    let process = pid.and_then(Process::find).with_context(|| format!("{} ended at once", config.name))?;
-    record.nodes.push(NodeRecord { name: config.name.clone(), process });
-    Ok(child)
-}
-
-/// Nodes of a lab of its own are `node1`, `node2`, …; those that join another cluster carry the lab's name, so that
-/// several labs can join the same one.
-fn node_name(options: &Options, number: u8) -> String {
-    if options.join.is_some() { format!("{}-node{number}", options.name) } else { format!("node{number}") }
-}
-
-fn labels(place: &NodeNet) -> BTreeMap<String, String> {
-    BTreeMap::from([
-        ("topology.kubernetes.io/region".to_owned(), "lab".to_owned()),
-        ("topology.kubernetes.io/zone".to_owned(), format!("zone{}", place.number)),
-    ])
-}
-
 fn server_of(config: &Kubeconfig) -> Option<String> {
     let current = config.current_context.as_ref()?;
     let context = config.contexts.iter().find(|context| &context.name == current)?.context.as_ref()?;
     let cluster = config.clusters.iter().find(|cluster| cluster.name == context.cluster)?;
     cluster.cluster.as_ref()?.server.clone()
-}
-
-/// A copy of a kubeconfig has to stand for itself: relative file names in it mean the place of the original, which
-/// `Kubeconfig::read_from` has made absolute; nothing else refers to files.
-fn embed_files(config: &mut Kubeconfig) {
-    config.extensions = None;
-    config.preferences = None;
-}
-
-/// The range of Services of a cluster that is not the lab's own: what it says, or what its own Service suggests.
-async fn service_cidr_of(client: &Client) -> IpNet {
-    use k8s_openapi::api::core::v1::Service;
-    use k8s_openapi::api::networking::v1::ServiceCIDR;
-    if let Ok(found) = Api::<ServiceCIDR>::all(client.clone()).get("kubernetes").await
-        && let Some(cidr) = found.spec.and_then(|spec| spec.cidrs?.first()?.parse().ok())
-    {
-        return cidr;
-    }
-    let services: Api<Service> = Api::namespaced(client.clone(), "default");
-    let ip = services.get("kubernetes").await.ok().and_then(|service| service.spec?.cluster_ip);
-    let net = ip.and_then(|ip| format!("{ip}/16").parse::<IpNet>().ok());
-    net.map_or_else(fabric::service_cidr, |net| net.trunc())
-}
-
-async fn wait_ready(client: Client, mut names: Vec<String>, progress: Progress) -> anyhow::Result<()> {
-    use futures::StreamExt;
-    let nodes: Api<Node> = Api::all(client);
-    let mut seen =
-        std::pin::pin!(watcher(nodes, watcher::Config::default()).default_backoff().applied_objects());
-    while !names.is_empty() {
-        match seen.next().await {
-            Some(Ok(node)) if names.contains(&node.name_any()) && is_ready(&node) => {
-                names.retain(|name| *name != node.name_any());
-                progress(&format!("{} is ready", node.name_any()));
-            }
-            Some(Ok(_)) => {}
-            Some(Err(error)) => tracing::debug!(%error, "cannot watch the nodes"),
-            None => bail!("the watch of the nodes ended"),
-        }
-    }
-    Ok(())
-}
-
-/// The kubelet says that the node is ready.
-pub fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }

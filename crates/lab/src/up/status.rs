@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::answers::plainly;
 use super::record::Record;
-use super::{LabName, preflight, run};
+use super::{LabName, nodes, preflight};
 
 /// How long the API may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -128,7 +128,7 @@ fn count(status: &mut Status, nodes: &[Node], pods: &[Pod]) {
         let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
         let ip = addresses.into_iter().find(|address| address.type_ == "InternalIP");
         let ip = ip.map(|address| address.address.clone()).unwrap_or_default();
-        status.nodes.push(NodeStatus { name, ready: run::is_ready(node), ip, pods_ready, pods });
+        status.nodes.push(NodeStatus { name, ready: nodes::is_ready(node), ip, pods_ready, pods });
     }
 }
 
