@@ -25,6 +25,8 @@ mod run;
 pub mod scrape;
 pub mod store;
 pub mod table;
+#[cfg(test)]
+mod testing;
 pub mod why;
 
 pub use observer::Observer;
