@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use control::{Account, Config, Ports};
 
 /// Settings; each has the environment variable that istiod's Deployment uses, where there is one.
@@ -74,10 +73,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let client = kube::Client::try_default().await.context(
-            "no Kubernetes API to talk to; run in a pod with a service account, or set KUBECONFIG",
-        )?;
-        control::run(config, client, terminated()?).await?;
+        // Each error is one sentence that carries its causes already.
+        let client = kube::Client::try_default().await.map_err(|error| {
+            anyhow::anyhow!("no Kubernetes API to talk to; run in a pod with a service account, or set KUBECONFIG ({error})")
+        })?;
+        control::run(config, client, terminated()?).await.map_err(|error| anyhow::anyhow!("{error}"))?;
         Ok(ExitCode::SUCCESS)
     })
 }
