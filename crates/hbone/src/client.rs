@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::keepalive::Keepalive;
-use crate::stream::REMEMBERED_RESETS;
+use crate::stream::{REMEMBERED_RESETS, SMALL_FRAMES};
 use crate::tls::{self, Credential, HandshakeError, identities};
 use crate::{Baggage, Head, HeadError, Settings, Stream, connect};
 
@@ -116,6 +116,7 @@ impl Tunnel {
                 .max_send_buffer_size(SEND_BUFFER)
                 .initial_max_send_streams(FIRST_STREAMS)
                 .max_concurrent_reset_streams(REMEMBERED_RESETS)
+                .data_frame_budget(SMALL_FRAMES)
                 .enable_push(false)
                 .handshake(stream)
                 .await?;

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
 use crate::keepalive::Keepalive;
-use crate::stream::REMEMBERED_RESETS;
+use crate::stream::{REMEMBERED_RESETS, SMALL_FRAMES};
 use crate::tls::{self, Credential, HandshakeError, PeerFault, identities};
 use crate::{Baggage, Head, HeadError, Settings, Stream, connect};
 
@@ -76,6 +76,7 @@ where
             .max_send_buffer_size(SEND_BUFFER)
             .max_concurrent_streams(settings.max_streams)
             .max_concurrent_reset_streams(REMEMBERED_RESETS)
+            .data_frame_budget(SMALL_FRAMES)
             .max_pending_accept_reset_streams(PENDING_RESETS)
             .handshake(stream);
         let http2 =

@@ -15,6 +15,10 @@ const MAX_WRITE: usize = 256 << 10;
 /// as an error, and a tunnel that lives long enough would be closed for them.
 pub(crate) const REMEMBERED_RESETS: usize = 2000;
 
+/// An application that writes byte by byte to one that does not read may fill this much before the tunnel is closed
+/// for it; each small frame counts some 256 bytes of it until it is read.
+pub(crate) const SMALL_FRAMES: usize = 64 << 20;
+
 /// A carried connection. Dropping it before both ends were closed resets it (CANCEL), so that a truncated transfer
 /// never looks complete.
 #[derive(Debug)]

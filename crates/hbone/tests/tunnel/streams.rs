@@ -206,3 +206,17 @@ async fn a_request_that_nobody_answers_is_given_up() {
         .await
         .expect("the server learns of it");
 }
+
+#[tokio::test]
+async fn a_stalled_reader_of_tiny_writes_does_not_hold_up_the_others() {
+    let (tunnel, mut requests, _) = tunnel(Settings::default()).await;
+    let (mut stalled, _unread) = stream(&tunnel, &mut requests).await;
+    for _ in 0..100_000 {
+        stalled.write_all(b"x").await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let (mut near, mut far) = stream(&tunnel, &mut requests).await;
+    near.write_all(b"through").await.unwrap();
+    far.read_exact(&mut [0; 7]).await.unwrap();
+    assert!(!tunnel.is_closed());
+}

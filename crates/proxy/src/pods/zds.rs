@@ -18,7 +18,8 @@ use super::{Manager, PodInfo};
 use crate::ready::{Pending, Readiness};
 
 const FIRST_RETRY: Duration = Duration::from_millis(20);
-const LAST_RETRY: Duration = Duration::from_secs(15);
+/// Looking for a local socket costs nothing, and while nobody has found it no pod of this node can start.
+const LAST_RETRY: Duration = Duration::from_secs(1);
 const POD_RETRY: Duration = Duration::from_secs(5);
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// The agent's buffer; a longer error text would be cut by the socket.
