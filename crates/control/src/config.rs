@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub struct Config {
     /// Namespace the control plane runs in; also where its Secret and leases are, and the root namespace of policies.
     pub namespace: String,
-    /// Name of this replica's pod; names the holder of leases.
+    /// Name of this replica's pod, which holds leases under it; empty when it runs in none.
     pub pod_name: String,
     /// Name of this cluster, as workloads carry it.
     pub cluster: String,
@@ -55,7 +55,7 @@ impl Default for Config {
             |namespace: &str, name: &str| Account { namespace: namespace.into(), name: name.into() };
         Self {
             namespace: "ambit-system".into(),
-            pod_name: "ambit-control".into(),
+            pod_name: String::new(),
             cluster: "Kubernetes".into(),
             trust_domain: "cluster.local".into(),
             domain: "cluster.local".into(),

@@ -30,12 +30,12 @@ pub enum Error {
         message: String,
     },
     /// The Kubernetes API could not be reached or failed.
-    #[error("cannot {what}: {source}; is the Kubernetes API reachable from this pod?")]
+    #[error("cannot {what}: {reason}; is the Kubernetes API reachable from this pod?")]
     Api {
         /// What was tried.
         what: String,
-        /// Cause.
-        source: Box<kube::Error>,
+        /// The cause, down to its own causes.
+        reason: String,
     },
     /// The stored certificate authority cannot be used.
     #[error(
@@ -63,7 +63,21 @@ impl Error {
             kube::Error::Api(status) if status.is_forbidden() => {
                 Self::Forbidden { what, message: status.message.clone() }
             }
-            _ => Self::Api { what, source: Box::new(source) },
+            _ => Self::Api { what, reason: causes(&source) },
         }
     }
+}
+
+/// An error with the errors behind it: a failed connection is no news without what the system said.
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
 }

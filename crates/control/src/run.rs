@@ -114,7 +114,11 @@ pub async fn run(
     let mut server = tokio::spawn(server);
 
     let (leading, leads) = watch::channel(false);
-    let me = format!("{}_{:08x}", config.pod_name, rand::random::<u32>());
+    // A restarted container is still its pod, and may go on with the lease its predecessor held.
+    let me = match config.pod_name.as_str() {
+        "" => format!("ambit-control_{:08x}", rand::random::<u32>()),
+        pod => pod.to_string(),
+    };
     let election = lease::lead(client.clone(), config.namespace.clone(), ROOTS_LEASE, me, leading, stopped);
     let election = tokio::spawn(election);
     tasks.spawn("root distribution", roots::distribute(client, authority.root_bundle().into(), leads));

@@ -11,8 +11,8 @@ pub struct Args {
     /// Namespace the control plane runs in; its policies hold for the whole mesh
     #[arg(long, env = "POD_NAMESPACE", default_value = "ambit-system")]
     namespace: String,
-    /// Name of this pod
-    #[arg(long, env = "POD_NAME", default_value = "ambit-control")]
+    /// Name of this pod; leases are held under it
+    #[arg(long, env = "POD_NAME", default_value = "")]
     pod_name: String,
     /// Name of this cluster
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]

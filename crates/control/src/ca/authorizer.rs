@@ -58,6 +58,13 @@ pub enum Refused {
     },
 }
 
+impl Refused {
+    /// Whether the next thing heard from Kubernetes may change it: a pod is on its node before word of it is here.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::UnknownPod(_) | Self::StalePod(_) | Self::NotOnNode { .. })
+    }
+}
+
 /// Whether `caller` may have a certificate in the name of `wanted`.
 pub fn may_impersonate(
     pods: &Pods,

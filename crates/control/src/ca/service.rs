@@ -1,7 +1,7 @@
 //! `IstioCertificateService/CreateCertificate`.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use mesh::Identity;
 use tokio::sync::watch;
@@ -9,10 +9,13 @@ use tonic::{Request, Response, Status};
 use wire::ca::istio_certificate_service_server::IstioCertificateService;
 use wire::ca::{IstioCertificateRequest, IstioCertificateResponse};
 
-use super::{Authority, AuthorityError, may_impersonate};
+use super::{Authority, AuthorityError, Refused, may_impersonate};
 use crate::auth::{Authenticator, Caller};
 use crate::metrics::Metrics;
 use crate::state::Snapshot;
+
+/// How long word of a new pod is waited for.
+const NEWS: Duration = Duration::from_secs(2);
 
 /// Signs certificates for node proxies.
 pub struct CaServer {
@@ -36,20 +39,39 @@ impl CaServer {
     }
 
     /// The one identity that goes into the certificate: the one asked for, or the caller's own.
-    fn identity(&self, caller: &Caller, request: &IstioCertificateRequest) -> Result<Identity, Status> {
-        let refused = || Status::unauthenticated("request impersonation authentication failure");
+    async fn identity(&self, caller: &Caller, request: &IstioCertificateRequest) -> Result<Identity, Status> {
         let Some(wanted) = metadata(request, "ImpersonatedIdentity") else {
             let account = &caller.account;
             return Identity::new(self.trust_domain.clone(), account.namespace.clone(), account.name.clone())
                 .map_err(|error| Status::internal(error.to_string()));
         };
-        let snapshot = self.snapshots.borrow().clone();
-        let trusted = self.authenticator.trusts(&caller.account);
-        may_impersonate(&snapshot.pods, caller, trusted, wanted, &self.trust_domain).map_err(|reason| {
+        self.impersonated(caller, wanted).await.map_err(|reason| {
             tracing::warn!(account = %caller.account, pod = caller.pod_name(), wanted, %reason, "certificate refused");
             self.metrics.unauthorized();
-            refused()
+            Status::unauthenticated("request impersonation authentication failure")
         })
+    }
+
+    /// Asks the node authorizer. A pod that has just been started is waited for a moment: refusing would only have the
+    /// proxy ask again later, with the pod's first connection waiting.
+    async fn impersonated(&self, caller: &Caller, wanted: &str) -> Result<Identity, Refused> {
+        let trusted = self.authenticator.trusts(&caller.account);
+        let deadline = tokio::time::Instant::now() + NEWS;
+        let mut snapshots = self.snapshots.clone();
+        loop {
+            let snapshot = snapshots.borrow_and_update().clone();
+            let refused = match may_impersonate(&snapshot.pods, caller, trusted, wanted, &self.trust_domain) {
+                Ok(identity) => return Ok(identity),
+                Err(refused) => refused,
+            };
+            let news = refused.may_pass() && {
+                let changed = tokio::time::timeout_at(deadline, snapshots.changed()).await;
+                matches!(changed, Ok(Ok(())))
+            };
+            if !news {
+                return Err(refused);
+            }
+        }
     }
 }
 
@@ -62,7 +84,7 @@ impl IstioCertificateService for CaServer {
         self.metrics.requested();
         let caller = self.authenticator.caller(&request).await?;
         let request = request.into_inner();
-        let identity = self.identity(&caller, &request)?;
+        let identity = self.identity(&caller, &request).await?;
         if metadata(&request, "CertSigner").is_some() {
             return Err(Status::invalid_argument("external certificate signers are not supported"));
         }
@@ -92,5 +114,71 @@ fn metadata<'a>(request: &'a IstioCertificateRequest, key: &str) -> Option<&'a s
     match request.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
         prost_types::value::Kind::StringValue(text) if !text.is_empty() => Some(text),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::BoxFuture;
+    use serde_json::json;
+
+    use super::*;
+    use crate::auth::{Reviewer, Verdict};
+    use crate::config::Account;
+    use crate::fixtures;
+    use crate::state::{Delta, Event, State};
+
+    struct Proxy;
+
+    impl Reviewer for Proxy {
+        fn review<'a>(
+            &'a self,
+            _: &'a str,
+        ) -> BoxFuture<'a, Result<Verdict, Box<dyn std::error::Error + Send + Sync>>> {
+            let account = Account { namespace: "ambit-system".into(), name: "ambit-proxy".into() };
+            let caller = Caller { account, pod: Some(("proxy".into(), "uid-proxy".into())) };
+            Box::pin(std::future::ready(Ok(Verdict::Is(caller))))
+        }
+    }
+
+    fn request(wanted: &str) -> Request<IstioCertificateRequest> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+        let value = prost_types::value::Kind::StringValue(wanted.into());
+        let fields = [("ImpersonatedIdentity".to_string(), prost_types::Value { kind: Some(value) })].into();
+        let metadata = Some(prost_types::Struct { fields });
+        let mut request = Request::new(IstioCertificateRequest { csr, validity_duration: 0, metadata });
+        request.metadata_mut().insert("authorization", "Bearer x".parse().unwrap());
+        request
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_is_heard_of_while_its_certificate_is_asked_for_gets_it() {
+        let mut state = State::new(fixtures::settings());
+        let proxy = json!({ "metadata": { "namespace": "ambit-system" }, "spec": { "serviceAccountName": "ambit-proxy" } });
+        state.apply(Event::Pods(Delta::Put(fixtures::pod("proxy", "10.0.0.9", proxy))));
+        let (publish, snapshots) = watch::channel(state.flush().unwrap());
+        let metrics: Arc<Metrics> = Arc::default();
+        let trusted = vec!["ambit-system/ambit-proxy".parse().unwrap()];
+        let authenticator =
+            Authenticator::new(Arc::new(Proxy), "c".into(), "cluster.local".into(), trusted, metrics.clone());
+        let authority = Authority::self_signed("cluster.local", SystemTime::now()).unwrap();
+        let (_keep, authority) = watch::channel(Arc::new(authority));
+        let server = CaServer::new(authority, snapshots, authenticator, "cluster.local".into(), metrics);
+
+        let asked = server.create_certificate(request("spiffe://cluster.local/ns/shop/sa/web"));
+        let mut asked = std::pin::pin!(asked);
+        assert!(futures::poll!(&mut asked).is_pending());
+        state.apply(Event::Pods(Delta::Put(fixtures::pod("web-0", "10.0.0.1", json!({})))));
+        publish.send_replace(state.flush().unwrap());
+        assert_eq!(asked.await.unwrap().into_inner().cert_chain.len(), 2);
+
+        // What no news can change is refused at once.
+        let foreign = server.create_certificate(request("spiffe://other/ns/shop/sa/web"));
+        let mut foreign = std::pin::pin!(foreign);
+        let std::task::Poll::Ready(answer) = futures::poll!(&mut foreign) else { panic!("it waits") };
+        let status = answer.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unauthenticated);
+        assert_eq!(status.message(), "request impersonation authentication failure");
     }
 }

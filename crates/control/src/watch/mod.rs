@@ -82,7 +82,11 @@ fn complain(input: &str, error: &watcher::Error) {
                 "not allowed to watch; grant it with the ClusterRole that `ambit install` applies"
             );
         }
-        _ => tracing::warn!(input, %error, "watch broken, trying again until the API answers"),
+        _ => tracing::warn!(
+            input,
+            error = crate::error::causes(error),
+            "watch broken, trying again until the API answers"
+        ),
     }
 }
 
