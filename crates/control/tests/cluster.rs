@@ -35,6 +35,7 @@ struct Cluster {
     api: lab::api::Server,
     client: Client,
     bind: IpAddr,
+    ports: control::Ports,
     stop: Option<oneshot::Sender<()>>,
     control: Option<tokio::task::JoinHandle<Result<(), control::Error>>>,
 }
@@ -52,10 +53,18 @@ impl Cluster {
         .await
         .unwrap();
         let client = api.client().await.unwrap();
-        // An address of the loopback of this process's own, so that tests may run at once on the usual ports.
+        // An address of the loopback of this process's own and ports of this test's own, so that all may run at once.
+        static CLUSTERS: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
+        let shift = 10 * CLUSTERS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let usual = control::Ports::default();
+        let ports = control::Ports {
+            grpc: usual.grpc + shift,
+            ready: usual.ready + shift,
+            monitoring: usual.monitoring + shift,
+        };
         let [_, high, middle, low] = std::process::id().to_be_bytes();
         let bind = IpAddr::V4(Ipv4Addr::new(127, 64 | high & 0x3f, middle, low.max(1)));
-        let mut cluster = Self { api, client, bind, stop: None, control: None };
+        let mut cluster = Self { api, client, bind, ports, stop: None, control: None };
         for namespace in ["ambit-system", "shop"] {
             cluster.ensure::<core::Namespace>(None, json!({ "metadata": { "name": namespace } })).await;
         }
@@ -76,7 +85,7 @@ impl Cluster {
     }
 
     fn config(&self) -> control::Config {
-        control::Config { bind: self.bind, ..control::Config::default() }
+        control::Config { bind: self.bind, ports: self.ports, ..control::Config::default() }
     }
 
     fn run(&mut self) {
@@ -177,8 +186,10 @@ impl Cluster {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(self.root("shop").await))
             .domain_name("istiod.istio-system.svc");
-        let endpoint =
-            Endpoint::from_shared(format!("https://{}:15012", self.bind)).unwrap().tls_config(tls).unwrap();
+        let endpoint = Endpoint::from_shared(format!("https://{}:{}", self.bind, self.ports.grpc))
+            .unwrap()
+            .tls_config(tls)
+            .unwrap();
         soon("a connection", async {
             loop {
                 match endpoint.connect().await {
@@ -406,7 +417,8 @@ async fn a_taken_port_is_one_sentence_that_says_what_to_do() {
             .await
             .unwrap_err()
             .to_string();
-    assert!(error.contains("15012") && error.contains("--grpc-port"), "{error}");
+    let port = cluster.ports.grpc.to_string();
+    assert!(error.contains(&port) && error.contains("--grpc-port"), "{error}");
     cluster.halt().await;
 }
 
