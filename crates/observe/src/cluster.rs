@@ -42,9 +42,9 @@ struct Known {
 }
 
 enum Change {
-    Pod(watcher::Event<core::Pod>),
-    Node(watcher::Event<core::Node>),
-    Namespace(watcher::Event<core::Namespace>),
+    Pod(Box<watcher::Event<core::Pod>>),
+    Node(Box<watcher::Event<core::Node>>),
+    Namespace(Box<watcher::Event<core::Namespace>>),
 }
 
 /// Watches until the process ends. `system` is the namespace of the mesh itself.
@@ -73,9 +73,9 @@ pub async fn watch(
             change = changes.next() => {
                 let Some(change) = change else { return };
                 match change {
-                    Change::Pod(event) => apply(0, event, &mut listing.pods, &mut known.pods, &mut known.listed, |pod| pod_of(pod, &system)),
-                    Change::Node(event) => apply(1, event, &mut listing.nodes, &mut known.nodes, &mut known.listed, addresses_of),
-                    Change::Namespace(event) => apply(2, event, &mut listing.namespaces, &mut known.namespaces, &mut known.listed, is_labelled),
+                    Change::Pod(event) => apply(0, *event, &mut listing.pods, &mut known.pods, &mut known.listed, |pod| pod_of(pod, &system)),
+                    Change::Node(event) => apply(1, *event, &mut listing.nodes, &mut known.nodes, &mut known.listed, addresses_of),
+                    Change::Namespace(event) => apply(2, *event, &mut listing.namespaces, &mut known.namespaces, &mut known.listed, is_labelled),
                 }
                 if known.listed == [true; 3] && publish_at.is_none() {
                     publish_at = Some(tokio::time::Instant::now() + if observer.directory().synced { GATHER } else { Duration::ZERO });
@@ -113,7 +113,7 @@ impl Known {
 fn events<K>(
     client: Client,
     name: &'static str,
-    wrap: fn(watcher::Event<K>) -> Change,
+    wrap: fn(Box<watcher::Event<K>>) -> Change,
 ) -> BoxStream<'static, Change>
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
@@ -124,7 +124,7 @@ where
         let change = match event {
             Ok(event) => {
                 failing = false;
-                Some(wrap(event))
+                Some(wrap(Box::new(event)))
             }
             Err(error) => {
                 // Said once an outage; what was known stays.

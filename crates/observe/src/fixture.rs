@@ -162,16 +162,24 @@ impl Fixture {
             }
             workload += 1;
         }
-        // Two calls a pod, mostly within the namespace.
-        let count = all.len();
-        for pod in 1..count {
-            for _ in 0..1 + dice.below(2) {
-                let other = 1 + dice.below(count - 1);
-                let near = (1..20).map(|step| 1 + (pod + step * replicas - 1) % (count - 1));
-                let mut near = near.filter(|near| all[*near].namespace == all[pod].namespace);
-                let callee = if dice.below(5) > 0 { near.next().unwrap_or(other) } else { other };
-                if callee != pod {
-                    all[pod].calls.push(callee);
+        // A call or two a pod, mostly within the namespace, else to one of three others.
+        let mut by_space: std::collections::BTreeMap<String, Vec<usize>> = Default::default();
+        for (index, pod) in all.iter().enumerate().skip(1) {
+            by_space.entry(pod.namespace.clone()).or_default().push(index);
+        }
+        let members: Vec<Vec<usize>> = by_space.into_values().collect();
+        for (space, own) in members.iter().enumerate() {
+            for (position, pod) in own.iter().enumerate() {
+                for _ in 0..1 + dice.below(2) {
+                    let callee = if dice.below(5) > 0 || members.len() == 1 {
+                        own[(position + 1 + dice.below(3) * replicas) % own.len()]
+                    } else {
+                        let other = &members[(space + 1 + dice.below(3)) % members.len()];
+                        other[dice.below(other.len())]
+                    };
+                    if callee != *pod && !all[*pod].calls.contains(&callee) {
+                        all[*pod].calls.push(callee);
+                    }
                 }
             }
         }

@@ -34,13 +34,18 @@ pub struct Proofs {
     pub targets: Vec<Target>,
 }
 
+/// Length of a window in seconds, and its end if that is not now.
+type Span = (u64, Option<Millis>);
+/// A snapshot, and when it was made.
+type Made<T> = (Millis, Arc<T>);
+
 /// See the module.
 pub struct Observer {
     store: Mutex<Store>,
     directory: RwLock<Arc<Directory>>,
     scrapers: RwLock<Arc<Vec<Scraper>>>,
-    tables: Mutex<HashMap<(u64, Option<Millis>), (Millis, Arc<Table>)>>,
-    proofs: Mutex<Option<(Millis, Arc<Proofs>)>>,
+    tables: Mutex<HashMap<Span, Made<Table>>>,
+    proofs: Mutex<Option<Made<Proofs>>>,
     clock: Clock,
     /// Counters for `/metrics`.
     pub counters: Counters,

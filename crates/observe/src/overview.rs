@@ -168,7 +168,8 @@ fn namespaces(
     for row in rows {
         let ends = [&row.source.end.namespace, &row.target.end.namespace];
         for (i, namespace) in ends.into_iter().enumerate() {
-            if !namespace.is_empty() && !(i == 1 && namespace == ends[0]) {
+            let again = i == 1 && namespace == ends[0];
+            if !namespace.is_empty() && !again {
                 sums.entry(namespace).or_default().add(row);
             }
         }

@@ -49,10 +49,14 @@ pub trait Reviewer: Send + Sync + 'static {
     fn review<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Opens>;
 }
 
+type Digest = [u8; 32];
+/// Until when, and what the token opens.
+type Remembered = (Instant, Option<Visible>);
+
 /// Reviews, remembered for a while under the digest of the token.
 pub struct Tokens {
     reviewer: Arc<dyn Reviewer>,
-    known: Mutex<HashMap<[u8; 32], (Instant, Option<Visible>)>>,
+    known: Mutex<HashMap<Digest, Remembered>>,
 }
 
 impl Gate {

@@ -2,6 +2,7 @@
 //! a blocking thread, and writes JSON. It never touches the store while an answer is being sent.
 
 pub mod auth;
+mod gzip;
 mod metrics;
 mod params;
 mod sse;
@@ -70,6 +71,7 @@ pub fn router(observer: Arc<Observer>, gate: Gate, ready: Ready) -> Router {
         .route("/targets", get(targets))
         .route("/targets.csv", get(targets_csv))
         .route("/overview", get(overview_handler))
+        .layer(middleware::from_fn(gzip::gzip))
         .layer(middleware::from_fn_with_state(gate.clone(), auth::guard));
     Router::new()
         .nest("/api/v1", guarded)

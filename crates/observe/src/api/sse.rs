@@ -218,6 +218,11 @@ pub(super) async fn stream(
     Ok(events.into_response())
 }
 
+/// Turns that went by while the reader was busy with what it had got.
+fn missed(busy: Duration) -> u64 {
+    busy.as_secs() / TURN.as_secs().max(1)
+}
+
 fn events(seat: Seat) -> impl Stream<Item = Result<Event, Infallible>> {
     let mut clock = interval_at(Instant::now(), TURN);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -225,7 +230,7 @@ fn events(seat: Seat) -> impl Stream<Item = Result<Event, Infallible>> {
         loop {
             // How long nobody asked for the next event: so many turns has this reader missed.
             if let Some(before) = asked.take() {
-                let missed = before.elapsed().as_secs().saturating_sub(1);
+                let missed = missed(before.elapsed());
                 seat.dropped += missed;
                 Counters::add(&seat.observer.counters.turns_dropped, missed);
             }
@@ -246,6 +251,12 @@ fn events(seat: Seat) -> impl Stream<Item = Result<Event, Infallible>> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+
+    #[test]
+    fn a_reader_that_was_busy_for_ten_seconds_has_missed_ten_turns() {
+        assert_eq!(missed(Duration::from_millis(900)), 0);
+        assert_eq!(missed(Duration::from_millis(10_500)), 10);
+    }
 
     /// A stream as a test pulls it.
     pub(in crate::api) struct Pulled(Seat);

@@ -238,6 +238,20 @@ async fn targets_that_have_not_changed_are_not_sent_again() {
     assert_eq!((status, body.len()), (StatusCode::NOT_MODIFIED, 0));
 }
 
+#[tokio::test]
+async fn large_answers_are_compressed_for_those_who_can_read_that() {
+    let (observer, _) = observer(60);
+    let (_, headers, plain) =
+        ask(open(&observer), "/api/v1/graph", &[("accept-encoding", "br, gzip;q=0")]).await;
+    assert!(!headers.contains_key("content-encoding"));
+    let (_, headers, packed) =
+        ask(open(&observer), "/api/v1/graph", &[("accept-encoding", "br, gzip")]).await;
+    assert_eq!(headers["content-encoding"], "gzip");
+    let mut unpacked = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&packed[..]), &mut unpacked).unwrap();
+    assert!(unpacked == plain && packed.len() * 4 < plain.len());
+}
+
 struct Fake;
 
 impl auth::Reviewer for Fake {

@@ -35,7 +35,8 @@ use Security::{MutualTls, NodeLocal, Plaintext, Unknown};
 /// Lanes as (reporter, security, bytes) and what they amount to.
 #[test]
 fn what_two_proxies_say_amounts_to_one_state() {
-    let table: &[(&[(Reporter, Security, u64)], State)] = &[
+    type Lanes = &'static [(Reporter, Security, u64)];
+    let table: &[(Lanes, State)] = &[
         (&[], State::Idle),
         (&[(Source, MutualTls, 10), (Destination, MutualTls, 10)], State::Proven),
         (&[(Source, MutualTls, 10)], State::OneSided),

@@ -54,7 +54,8 @@ fn batch_of_one() -> flow::Batch {
 
 #[test]
 fn what_cannot_be_understood_is_left_out_and_named() {
-    let spoil: [(&str, fn(&mut flow::PairDefinition)); 8] = [
+    type Spoil = fn(&mut flow::PairDefinition);
+    let spoil: [(&str, Spoil); 8] = [
         ("number 0", |pair| pair.id = 0),
         ("workload 9", |pair| pair.source = 9),
         ("port 70000", |pair| pair.destination_port = 70_000),
