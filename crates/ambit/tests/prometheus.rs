@@ -63,7 +63,9 @@ async fn two_labels_secure_every_scrape_and_nothing_that_dies_takes_one_with_it(
     // Nobody was restarted for it.
     assert_eq!(generations(&client).await, before);
 
-    // A stranger still gets its answers, and the metrics say that they were not encrypted.
+    // A stranger that comes now still gets its answers, and the metrics say that they were not encrypted.
+    let stranger = pod(&client, "legacy", "batch").await.name_any();
+    Api::<Pod>::namespaced(client.clone(), "legacy").delete(&stranger, &Default::default()).await.unwrap();
     let stranger = r#"istio_tcp_received_bytes_total{source_workload="batch-v1",destination_workload="productpage-v1",reporter="destination"}"#;
     eventually("the stranger's calls in plaintext", || async {
         let series = prometheus.query(stranger).await?;
@@ -77,6 +79,8 @@ async fn two_labels_secure_every_scrape_and_nothing_that_dies_takes_one_with_it(
         series.iter().find(plain).map(|_| ()).ok_or_else(|| format!("{series:?}"))
     })
     .await;
+
+    let before = generations(&client).await;
 
     // The control plane or the agent dies: no scrape notices.
     for victim in ["control", "agent"] {
