@@ -99,7 +99,7 @@ fn main() -> anyhow::Result<()> {
             }
         });
         let router = api::router(observer, Gate::Open, Arc::new(|| Ok(())));
-        axum::serve(listener, router).await?;
+        observe::serve::serve(listener, router, "the API").await;
         Ok(())
     })
 }

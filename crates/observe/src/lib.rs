@@ -23,6 +23,7 @@ pub mod overview;
 pub mod proof;
 mod run;
 pub mod scrape;
+pub mod serve;
 pub mod store;
 pub mod table;
 #[cfg(test)]

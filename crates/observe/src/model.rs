@@ -369,8 +369,8 @@ pub struct Delta<'a> {
     pub removed_nodes: Vec<Text>,
     pub removed_edges: Vec<Text>,
     pub coverage: &'a Coverage,
-    pub proxies: &'a [Proxy],
-    pub limits: &'a Limits,
+    pub proxies: Option<&'a [Proxy]>,
+    pub limits: Option<&'a Limits>,
     pub dropped: u64,
 }
 

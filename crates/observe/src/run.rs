@@ -18,6 +18,7 @@ use crate::certs::Authority;
 use crate::ingest::{Ingest, Trust};
 use crate::observer::Observer;
 use crate::scrape::Named;
+use crate::serve::serve;
 use crate::store::Limits;
 use crate::{api, certs, cluster, ingest, scrape};
 
@@ -48,7 +49,7 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A port cannot be had.
-    #[error("cannot listen on {address} for {what}: {source}; choose another with {flag}")]
+    #[error("cannot listen on {address} for {what}: {reason}; choose another with {flag}")]
     Listen {
         /// Where.
         address: SocketAddr,
@@ -57,7 +58,7 @@ pub enum Error {
         /// What to change.
         flag: &'static str,
         /// Why.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// Something ended that must not.
     #[error("{0} has ended unexpectedly")]
@@ -65,7 +66,7 @@ pub enum Error {
 }
 
 async fn bind(address: SocketAddr, what: &'static str, flag: &'static str) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, what, flag, source })
+    TcpListener::bind(address).await.map_err(|reason| Error::Listen { address, what, flag, reason })
 }
 
 /// Runs until `shutdown`.
@@ -151,12 +152,5 @@ pub async fn run(
 
 async fn named(work: impl Future<Output = ()>, name: &'static str) -> &'static str {
     work.await;
-    name
-}
-
-async fn serve(listener: TcpListener, router: axum::Router, name: &'static str) -> &'static str {
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, name, "a server failed");
-    }
     name
 }

@@ -2,7 +2,7 @@
 //! store again, so that readers never hold up what comes in.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::directory::Directory;
 use crate::flow::{Millis, Reporter, Text, Verdict};
@@ -67,6 +67,8 @@ pub struct Table {
     pub proxies: Vec<model::Proxy>,
     pub limits: model::Limits,
     pub directory: Arc<Directory>,
+    /// See [`crate::overview::sparklines`]; made when somebody asks for it, once.
+    pub sparklines: OnceLock<HashMap<Text, Vec<u64>>>,
 }
 
 impl Table {
@@ -93,7 +95,8 @@ impl Table {
             rows_lost_by_proxies: store.proxies().iter().map(|proxy| proxy.lost.rows).sum(),
         };
         let proxies = proxies(store, now);
-        Self { window, rows, hubs, proxies, limits, directory: directory.clone() }
+        let sparklines = OnceLock::new();
+        Self { window, rows, hubs, proxies, limits, directory: directory.clone(), sparklines }
     }
 }
 

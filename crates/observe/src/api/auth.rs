@@ -231,7 +231,53 @@ impl Reviewer for KubernetesReviewer {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt;
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::directory::Directory;
+    use crate::store::Limits;
+
+    /// An API that knows one token, whose owner may list pods in namespace shop.
+    async fn api(request: http::Request<Body>) -> Result<http::Response<Body>, std::convert::Infallible> {
+        let path = request.uri().path().to_owned();
+        let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let status = match path.as_str() {
+            "/apis/authentication.k8s.io/v1/tokenreviews" if asked["spec"]["token"] == "good" => {
+                json!({ "authenticated": true, "user": { "username": "jane", "groups": ["dev"] } })
+            }
+            "/apis/authentication.k8s.io/v1/tokenreviews" => {
+                json!({ "authenticated": false, "error": "unknown" })
+            }
+            "/apis/authorization.k8s.io/v1/subjectaccessreviews" => {
+                let attributes = &asked["spec"]["resourceAttributes"];
+                let pods = attributes["resource"] == "pods" && attributes["verb"] == "list";
+                let jane = asked["spec"]["user"] == "jane" && asked["spec"]["groups"] == json!(["dev"]);
+                json!({ "allowed": jane && pods && attributes["namespace"] == "shop" })
+            }
+            other => json!({ "error": format!("{other} was not expected") }),
+        };
+        let mut answer = asked;
+        answer["status"] = status;
+        Ok(http::Response::builder()
+            .status(201)
+            .body(Body::from(serde_json::to_vec(&answer).unwrap()))
+            .unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_token_opens_the_namespaces_in_which_its_owner_may_list_pods() {
+        let observer = Arc::new(Observer::new(Limits::default(), Box::new(|| 0)));
+        let names = ["shop", "bank", "kube-system"].map(|name| (Text::from(name), true));
+        observer.set_directory(Arc::new(Directory::new([], [], names)));
+        let client = Client::new(tower::service_fn(api), "default");
+        let reviewer = KubernetesReviewer::new(client, observer);
+        let only_shop = Visible::Namespaces(["shop".into()].into());
+        assert_eq!(Reviewer::review(&reviewer, "good").await, Ok(Some(only_shop)));
+        assert_eq!(Reviewer::review(&reviewer, "bad").await, Ok(None));
+    }
 
     #[test]
     fn only_names_of_loopback_are_loopback() {

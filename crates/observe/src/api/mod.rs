@@ -287,9 +287,11 @@ async fn overview_handler(
     let at = params.at(api.observer.now()).map_err(bad)?;
     blocking(move || {
         let table = api.observer.table(seconds, at);
-        let lines = api.observer.with_store(|store| overview::sparklines(store, &table));
+        let lines = table
+            .sparklines
+            .get_or_init(|| api.observer.with_store(|store| overview::sparklines(store, &table)));
         let proofs = api.observer.proofs();
-        json(&overview::build(&table, &proofs, &lines, &filter, &visible))
+        json(&overview::build(&table, &proofs, lines, &filter, &visible))
     })
     .await
 }

@@ -35,10 +35,18 @@ const KEPT: usize = 64;
 const KEEP: Millis = 60_000;
 /// Of each stream the last few: the browser may not have got what was sent last.
 const HISTORY: usize = 3;
+/// Edges of a graph of which only the last is kept.
+const LARGE: usize = 2_000;
+/// Edges that all streams may hold together: a few hundred megabytes.
+const EDGES: usize = 400_000;
+/// Edges that are kept for streams that break.
+const EDGES_KEPT: usize = 100_000;
 
 /// All streams.
 pub(super) struct Streams {
     live: AtomicUsize,
+    /// Edges that live streams remember.
+    edges: AtomicUsize,
     sequence: AtomicU64,
     /// Tells sequences of this process from those of the one before.
     instance: u32,
@@ -63,6 +71,7 @@ impl Default for Streams {
     fn default() -> Self {
         Self {
             live: AtomicUsize::new(0),
+            edges: AtomicUsize::new(0),
             sequence: AtomicU64::new(0),
             instance: rand::random(),
             kept: Mutex::default(),
@@ -101,9 +110,16 @@ impl Drop for Seat {
         let at = self.observer.now();
         let mut kept = self.streams.kept.lock();
         for (sequence, graph) in self.sent.drain(..) {
+            self.streams.edges.fetch_sub(graph.edges.len(), Ordering::Relaxed);
             kept.push_back(Kept { sequence, question: self.question.clone(), graph, at });
         }
-        while kept.len() > KEPT || kept.front().is_some_and(|kept| at.saturating_sub(kept.at) >= KEEP) {
+        let mut edges: usize = kept.iter().map(|kept| kept.graph.edges.len()).sum();
+        while let Some(oldest) = kept.front() {
+            let old = at.saturating_sub(oldest.at) >= KEEP;
+            if !old && kept.len() <= KEPT && edges <= EDGES_KEPT {
+                break;
+            }
+            edges -= oldest.graph.edges.len();
             kept.pop_front();
         }
     }
@@ -133,10 +149,28 @@ impl Seat {
     }
 
     fn remember(&mut self, sequence: String, graph: Arc<Graph>) {
+        let edges = &self.streams.edges;
+        edges.fetch_add(graph.edges.len(), Ordering::Relaxed);
+        let most = if graph.edges.len() > LARGE { 1 } else { HISTORY };
         self.sent.push_back((sequence, graph));
-        if self.sent.len() > HISTORY {
-            self.sent.pop_front();
+        while self.sent.len() > most {
+            if let Some((_, forgotten)) = self.sent.pop_front() {
+                edges.fetch_sub(forgotten.edges.len(), Ordering::Relaxed);
+            }
         }
+    }
+
+    /// Whether its picture fits beside those of all others.
+    fn fits(self) -> Result<Self, Problem> {
+        let held = self.streams.edges.load(Ordering::Relaxed);
+        let edges = self.graph().edges.len();
+        if held + edges <= EDGES {
+            return Ok(self);
+        }
+        let text = format!(
+            "live streams hold {held} edges already and this one has {edges}; choose a higher level or fewer namespaces"
+        );
+        Err(Problem(StatusCode::SERVICE_UNAVAILABLE, text))
     }
 
     /// The next event, if there is anything to tell.
@@ -163,8 +197,8 @@ impl Seat {
                     removed_nodes: changes.removed_nodes,
                     removed_edges: changes.removed_edges,
                     coverage: &new.coverage,
-                    proxies: &new.proxies,
-                    limits: &new.limits,
+                    proxies: changes.proxies.then_some(&new.proxies),
+                    limits: changes.limits.then_some(&new.limits),
                     dropped: self.dropped,
                 };
                 return self.event("delta", serde_json::to_string(&delta), sequence, new);
@@ -208,7 +242,8 @@ pub(super) async fn stream(
     };
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).map(ToOwned::to_owned);
     let last = last.or(params.last_event_id);
-    let mut seat = Seat::take(&api, question)?;
+    let seat = Seat::take(&api, question)?;
+    let mut seat = blocking(move || seat.fits()).await??;
     if let Some(last) = last
         && let Some(graph) = api.streams.recall(&last, &seat.question, api.observer.now())
     {

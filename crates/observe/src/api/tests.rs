@@ -365,7 +365,7 @@ async fn a_reader_that_does_not_read_holds_up_nobody() {
     let (observer, _) = observer(60);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = tokio::spawn(axum::serve(listener, open(&observer)).into_future());
+    let server = tokio::spawn(crate::serve::serve(listener, open(&observer), "test"));
     let mut stuck = tokio::net::TcpStream::connect(address).await.unwrap();
     let request = "GET /api/v1/stream?level=pod HTTP/1.1\r\nhost: localhost\r\n\r\n";
     stuck.write_all(request.as_bytes()).await.unwrap();
@@ -381,5 +381,3 @@ async fn a_reader_that_does_not_read_holds_up_nobody() {
     drop(stuck);
     server.abort();
 }
-
-use std::future::IntoFuture;

@@ -15,8 +15,9 @@ pub struct Changes<'a> {
     pub edges: Vec<&'a Edge>,
     pub removed_nodes: Vec<Text>,
     pub removed_edges: Vec<Text>,
-    /// Coverage, proxies or limits.
-    pub around: bool,
+    pub coverage: bool,
+    pub proxies: bool,
+    pub limits: bool,
 }
 
 impl Changes<'_> {
@@ -26,7 +27,7 @@ impl Changes<'_> {
             && self.edges.is_empty()
             && self.removed_nodes.is_empty()
             && self.removed_edges.is_empty()
-            && !self.around
+            && !(self.coverage || self.proxies || self.limits)
     }
 }
 
@@ -34,14 +35,19 @@ impl Changes<'_> {
 pub fn changes<'a>(old: &Graph, new: &'a Graph) -> Changes<'a> {
     let (nodes, removed_nodes) = walk(&old.nodes, &new.nodes, |node| &node.id, same_node);
     let (edges, removed_edges) = walk(&old.edges, &new.edges, |edge| &edge.id, same_edge);
-    let around = old.level != new.level
-        || old.coverage.denied != new.coverage.denied
+    let coverage = old.coverage.denied != new.coverage.denied
         || old.coverage.failed != new.coverage.failed
         || old.coverage.by_bytes.percent != new.coverage.by_bytes.percent
-        || old.coverage.by_pairs != new.coverage.by_pairs
-        || old.limits != new.limits
-        || !same_proxies(old, new);
-    Changes { nodes, edges, removed_nodes, removed_edges, around }
+        || old.coverage.by_pairs != new.coverage.by_pairs;
+    Changes {
+        nodes,
+        edges,
+        removed_nodes,
+        removed_edges,
+        coverage,
+        proxies: !same_proxies(old, new),
+        limits: old.limits != new.limits,
+    }
 }
 
 fn walk<'a, T>(
