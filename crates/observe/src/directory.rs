@@ -87,16 +87,25 @@ impl Directory {
         self.nodes.get(&address)
     }
 
+    /// Whether a node exists; true as long as nodes are not known.
+    pub fn has_node(&self, name: &str) -> bool {
+        self.nodes.is_empty() || self.nodes.values().any(|node| **node == *name)
+    }
+
     /// All pods.
     pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
         self.pods.values()
     }
 
-    /// Whether the proxy of `node` may speak for what happened at `end` at some moment. A pod that is not known
-    /// (yet, or any more) is nobody's lie; one that runs elsewhere, and did so at that moment, is.
+    /// Whether the proxy of `node` may speak for what happened at `end` at some moment. A proxy speaks for pods only;
+    /// a pod that is not known (yet, or any more) is nobody's lie; one that runs elsewhere, and did so at that
+    /// moment, is.
     pub fn may_speak(&self, node: &str, end: &End, at: Millis) -> bool {
         if !self.synced {
             return true;
+        }
+        if end.pod.is_empty() {
+            return false;
         }
         match self.pod(&end.namespace, &end.pod) {
             Some(pod) => pod.node.is_empty() || &*pod.node == node || at < pod.started,

@@ -634,3 +634,15 @@ pub struct Hint {
     pub text: String,
     pub command: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::percent;
+
+    #[test]
+    fn a_hundred_means_all_and_nothing_is_rounded_up() {
+        assert_eq!(percent(9_999_999, 10_000_000), Some(99.99));
+        assert_eq!((percent(5, 5), percent(0, 5), percent(0, 0)), (Some(100.0), Some(0.0), None));
+        assert_eq!(percent(u64::MAX - 1, u64::MAX), Some(99.99));
+    }
+}

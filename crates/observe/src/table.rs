@@ -94,7 +94,7 @@ impl Table {
             pairs_refused: store.proxies().iter().map(|proxy| proxy.pairs_refused).sum(),
             rows_lost_by_proxies: store.proxies().iter().map(|proxy| proxy.lost.rows).sum(),
         };
-        let proxies = proxies(store, now);
+        let proxies = proxies(store, directory, now);
         let sparklines = OnceLock::new();
         Self { window, rows, hubs, proxies, limits, directory: directory.clone(), sparklines }
     }
@@ -219,11 +219,13 @@ fn hubs(rows: &[Row]) -> (HashSet<Text>, usize) {
     (hubs, all)
 }
 
-/// The proxies for the API, one a node where a newer one has taken over.
-fn proxies(store: &Store, now: Millis) -> Vec<model::Proxy> {
+/// The proxies for the API: one a node where a newer one has taken over, none of nodes that are gone.
+fn proxies(store: &Store, directory: &Directory, now: Millis) -> Vec<model::Proxy> {
     let live: HashSet<&Text> =
         store.proxies().iter().filter(|proxy| proxy.connected > 0).map(|proxy| &proxy.node).collect();
-    let shown = store.proxies().iter().filter(|proxy| proxy.connected > 0 || !live.contains(&proxy.node));
+    let shown = store.proxies().iter().filter(|proxy| {
+        proxy.connected > 0 || (!live.contains(&proxy.node) && directory.has_node(&proxy.node))
+    });
     let mut shown: Vec<_> = shown.map(|proxy| proxy_of(proxy, now)).collect();
     shown.sort_by(|a, b| (&a.node, &a.pod).cmp(&(&b.node, &b.pod)));
     shown

@@ -111,9 +111,11 @@ fn one(raw: &RawTarget, scraper: &Scraper, facts: &Facts<'_>, reporting: &dyn Fn
         None => Place::new(End { address: raw.ip, ..End::default() }),
     };
     let (from, to) = span(raw, facts.now);
-    let pair = pair_of(facts.store, &source, &target, raw);
+    let pair = facts.store.find(&PlaceKey::of(&source.end), &PlaceKey::of(&target.end), raw.port);
     let window = from.zip(to).map(|(from, to)| window(from, to, facts.now));
-    let evidence = pair.zip(window).map(|(pair, window)| (pair, window, said(pair, window)));
+    let evidence = pair
+        .zip(window)
+        .map(|(pair, window)| (pair, window, believed(pair, window, &source, &target, facts)));
 
     let mut verdict = match excluded(raw, scraper, claimed, actual, directory) {
         Some(verdict) => verdict,
@@ -172,15 +174,29 @@ fn one(raw: &RawTarget, scraper: &Scraper, facts: &Facts<'_>, reporting: &dyn Fn
     }
 }
 
+/// What the proxies said, believed by what is known of the cluster now rather than at the last tick of the store.
+fn believed<'a>(
+    pair: &'a Pair,
+    window: Window,
+    source: &Place,
+    target: &Place,
+    facts: &Facts<'_>,
+) -> Vec<Said<'a>> {
+    let mut said = said(pair, window);
+    for (said, recorded) in said.iter_mut().zip(&pair.lanes) {
+        let own = match recorded.lane.reporter {
+            Reporter::Source => source,
+            Reporter::Destination => target,
+        };
+        let node = facts.store.proxy(recorded.proxy).map(|proxy| &*proxy.node).unwrap_or_default();
+        said.believed = facts.directory.may_speak(node, &own.end, recorded.last_activity);
+    }
+    said
+}
+
 fn pair_workload(pair: Option<&Pair>, store: &Store) -> Text {
     let place = pair.and_then(|pair| store.place(pair.key.destination));
     place.map(|place| place.end.workload.clone()).unwrap_or_default()
-}
-
-fn pair_of<'a>(store: &'a Store, source: &Place, target: &Place, raw: &RawTarget) -> Option<&'a Pair> {
-    let source = PlaceKey::of(&source.end);
-    let by_pod = store.find(&source, &PlaceKey::of(&target.end), raw.port);
-    by_pod.or_else(|| store.find(&source, &PlaceKey::Address(raw.ip?), raw.port))
 }
 
 /// The span in which bytes of the last scrape moved. While reports of it may be under way, the one before is taken in:

@@ -85,8 +85,25 @@ fn a_proxy_that_also_plays_the_other_side_proves_nothing() {
     world.hear("n1", T0, &[scrape(Reporter::Source, PROM, CART), scrape(Reporter::Destination, PROM, CART)]);
     // … and is found out when it is.
     world.directory = directory.clone();
+    assert_eq!(one_of(&world).0, Proof::OneSided, "at once, not only when the store looks again");
     world.store.tick(T0 + 1_000, &directory);
     assert_eq!(one_of(&world).0, Proof::OneSided);
+}
+
+/// A pod that is new: the proxy of another node tells of its address before the observer hears of the pod.
+#[test]
+fn a_lie_about_a_bare_address_proves_nothing() {
+    let mut world = world();
+    let directory = world.directory.clone();
+    let early = Directory::new([pod(PROM.0, PROM.1, "n1", 1)], [], []);
+    world.directory = Arc::new(early);
+    let bare = ("", "10.0.0.2");
+    let identities = Some((identity("monitoring", "default"), identity("shop", "default")));
+    let lie = |reporter| Says { identities: identities.clone(), ..scrape(reporter, PROM, bare) };
+    world.hear("n1", T0, &[lie(Reporter::Source), lie(Reporter::Destination)]);
+    assert_ne!(one_of(&world).0, Proof::Proven);
+    world.directory = directory;
+    assert_ne!(one_of(&world).0, Proof::Proven);
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub struct Proxy {
     pub connected: u32,
     /// When it was heard last, by our clock.
     pub heard: Millis,
+    /// When it last tried, whether or not it was let in.
+    pub tried: Millis,
     /// Its clock minus ours when it said hello.
     pub skew_ms: i64,
     /// Pairs that it defined and that are kept.
@@ -59,6 +61,7 @@ impl Proxy {
             version: "".into(),
             connected: 0,
             heard: 0,
+            tried: 0,
             skew_ms: 0,
             lanes: 0,
             pairs_refused: 0,

@@ -115,11 +115,12 @@ impl Store {
         let ahead_ms = greeting.clock.saturating_sub(now);
         if ahead_ms > AHEAD {
             // Named also when it was never heard before: an operator must see it.
-            let id = self.proxy_of(greeting)?;
+            let id = self.proxy_of(greeting, now)?;
+            self.proxies[id as usize].tried = now;
             self.proxies[id as usize].skew_ms = skew(greeting.clock, now);
             return Err(Refused::ClockAhead { node: greeting.node.clone(), ahead_ms });
         }
-        let id = self.proxy_of(greeting)?;
+        let id = self.proxy_of(greeting, now)?;
         let proxy = &mut self.proxies[id as usize];
         let applied = proxy.applied(greeting.epoch);
         proxy.begin(greeting.epoch);
@@ -137,10 +138,20 @@ impl Store {
         Ok((session, welcome))
     }
 
-    fn proxy_of(&mut self, greeting: &Greeting) -> Result<ProxyId, Refused> {
+    fn proxy_of(&mut self, greeting: &Greeting, now: Millis) -> Result<ProxyId, Refused> {
         let key = (greeting.node.clone(), greeting.pod.clone());
         if let Some(&id) = self.by_pod.get(&key) {
             return Ok(id);
+        }
+        // Every restart is another pod; who was not heard of for an hour and left nothing gives its place.
+        let old = |proxy: &Proxy| {
+            proxy.lanes == 0 && proxy.connected == 0 && proxy.heard.max(proxy.tried) + super::FORGET < now
+        };
+        if let Some(id) = self.proxies.iter().position(old) {
+            self.by_pod.retain(|_, known| *known as usize != id);
+            self.proxies[id] = Proxy::new(greeting.node.clone(), greeting.pod.clone());
+            self.by_pod.insert(key, id as ProxyId);
+            return Ok(id as ProxyId);
         }
         if self.proxies.len() >= self.limits.proxies {
             return Err(Refused::TooManyProxies { node: greeting.node.clone(), max: self.limits.proxies });

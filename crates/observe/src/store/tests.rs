@@ -155,6 +155,23 @@ fn what_is_idle_for_an_hour_is_forgotten() {
 }
 
 #[test]
+fn proxies_that_come_and_go_do_not_fill_the_store() {
+    let mut store = Store::new(Limits { proxies: 3, ..Limits::default() });
+    for day in 0..20u64 {
+        let now = T0 + day * 2 * FORGET;
+        let greeting =
+            Greeting { pod: format!("ambit-system/p-{day}").into(), ..greeting("n1", day + 1, now) };
+        let (session, _) = store.greet(&greeting, now).unwrap();
+        store.leave(session);
+    }
+    assert_eq!(store.proxies().len(), 1);
+    let (_one, _) = store.greet(&greeting("n1", 1, T0), T0).unwrap();
+    let (_two, _) = store.greet(&greeting("n2", 1, T0), T0).unwrap();
+    let refused = store.greet(&greeting("n3", 1, T0), T0);
+    assert_eq!(refused.err(), Some(Refused::TooManyProxies { node: "n3".into(), max: 3 }));
+}
+
+#[test]
 fn connections_of_a_dead_proxy_are_not_open_for_ever() {
     let mut world = world();
     world.both(T0, |reporter| scrape(reporter, PROM, APP));
