@@ -49,6 +49,10 @@ pub fn build(table: &Table, query: &Query, visible: &Visible) -> Graph {
         sums.add(row);
         nodes.add(&source, &row.source, row);
         nodes.add(&target, &row.target, row);
+        if trunk && level != Level::Namespace && row.target.is_inside() {
+            // What a trunk reaches stands in its box, each in its own state.
+            nodes.reach(&cut.node(&row.target), &row.target, row);
+        }
         edges.entry((source, target, trunk)).or_default().add(row);
     }
     let seconds = table.window.seconds;

@@ -14,6 +14,8 @@ pub(super) struct Nodes<'a> {
     table: &'a Table,
     level: Level,
     parts: HashMap<Text, Parts<'a>>,
+    /// Nodes that are shown although no edge of their own leads to them.
+    reached: HashSet<Text>,
 }
 
 struct Parts<'a> {
@@ -27,7 +29,7 @@ struct Parts<'a> {
 
 impl<'a> Nodes<'a> {
     pub(super) fn new(table: &'a Table, level: Level) -> Self {
-        Self { table, level, parts: HashMap::new() }
+        Self { table, level, parts: HashMap::new(), reached: HashSet::new() }
     }
 
     /// A row touches the node `id`, which stands for `place`, and the boxes around it.
@@ -40,6 +42,17 @@ impl<'a> Nodes<'a> {
             if around && id != &place.namespace_id {
                 self.touch(parent, place, row);
             }
+        }
+    }
+
+    /// A trunk that ends at the namespace leads to the node `id`, which stands for `place`.
+    pub(super) fn reach(&mut self, id: &Text, place: &'a Place, row: &'a Row) {
+        self.touch(id, place, row);
+        if *id != place.workload_id {
+            self.touch(&place.workload_id, place, row);
+        }
+        if !self.reached.contains(id) {
+            self.reached.insert(id.clone());
         }
     }
 
@@ -78,7 +91,8 @@ impl<'a> Nodes<'a> {
     /// Those that are ends of edges, or around such ends; sorted by id.
     pub(super) fn finish(self, edges: &[Edge]) -> Vec<Node> {
         let mut wanted: HashSet<Text> = HashSet::new();
-        for id in edges.iter().flat_map(|edge| [&edge.source, &edge.target]) {
+        let ends = edges.iter().flat_map(|edge| [&edge.source, &edge.target]);
+        for id in ends.chain(&self.reached) {
             if let Some(parts) = self.parts.get(id)
                 && wanted.insert(id.clone())
             {

@@ -103,6 +103,16 @@ fn a_hub_is_one_trunk_a_namespace_that_names_what_is_wrong() {
         assert_eq!((&*shop.label, shop.lock, shop.kind), ("10/10 mTLS", Lock::Closed, "trunk"));
         assert_eq!(graph.edges.len(), 2);
         assert!(graph.nodes.iter().any(|node| node.hub && *node.id == *from));
+        // What it reaches stands in its box, each in its own state.
+        let inside = match level {
+            Level::Namespace => continue,
+            Level::Workload => "wl:batch/app3",
+            Level::Pod => "pod:batch/app3-0",
+        };
+        let node = graph.nodes.iter().find(|node| *node.id == *inside).unwrap();
+        assert_eq!((node.state, node.pods), (State::Plaintext, 1));
+        let kind = if level == Level::Pod { "pod" } else { "workload" };
+        assert_eq!(graph.nodes.iter().filter(|node| node.kind == kind).count(), 21);
     }
 }
 
