@@ -37,8 +37,8 @@ const KEEP: Millis = 60_000;
 const HISTORY: usize = 3;
 /// Edges of a graph of which only the last is kept.
 const LARGE: usize = 2_000;
-/// Edges that all streams may hold together: a few hundred megabytes.
-const EDGES: usize = 400_000;
+/// Edges that all streams may hold together. With what waits in their sockets an edge costs some 3 KiB.
+const EDGES: usize = 150_000;
 /// Edges that are kept for streams that break.
 const EDGES_KEPT: usize = 100_000;
 
