@@ -108,6 +108,12 @@ impl NetNs {
         Ok(work())
     }
 
+    /// Whether this process may enter namespaces at all: it enters its own, which changes nothing and needs the same
+    /// privileges as any other. For a check at start.
+    pub fn may_enter() -> Result<(), Error> {
+        setns(Self::current()?.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|e| Error::Enter(e.into()))
+    }
+
     /// [`NetNs::run`] for a closure that can fail with an [`io::Error`].
     pub fn try_run<T>(&self, work: impl FnOnce() -> io::Result<T>) -> Result<T, Error> {
         self.run(work)?.map_err(Error::Io)
