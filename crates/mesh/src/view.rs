@@ -194,6 +194,11 @@ impl View {
         first_max(visible.map(|service| ((&*service.key.namespace == namespace, service.canonical), service)))
     }
 
+    /// All services with this hostname, by namespace, whoever may see them.
+    pub fn services_by_hostname(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
+        self.services_by_hostname.get(hostname).into_iter().flatten().filter_map(|key| self.services.get(key))
+    }
+
     /// The workloads that are endpoints of a service.
     pub fn endpoints(&self, service: &ServiceKey) -> impl Iterator<Item = &Arc<Workload>> {
         self.endpoints.get(service).into_iter().flatten().filter_map(|uid| self.workloads.get(uid))

@@ -62,6 +62,8 @@ pub struct Config {
     pub termination_deadline: Duration,
     /// Worker threads.
     pub workers: usize,
+    /// Names.
+    pub dns: Dns,
     /// Ports of the proxy's own servers.
     pub ports: Ports,
 }
@@ -134,6 +136,18 @@ pub struct Keepalive {
     pub retries: u32,
     /// Unacknowledged data ends a connection after the same budget.
     pub user_timeout: bool,
+}
+
+/// How pods' names are answered.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Dns {
+    /// Whether pods' DNS is served (`ISTIO_META_DNS_CAPTURE`).
+    pub capture: bool,
+    /// Where the name servers are written that are asked what the mesh does not know.
+    pub resolv_conf: PathBuf,
+    /// Namespace whose services win when several have a name (`PREFERED_SERVICE_NAMESPACE`).
+    pub preferred_namespace: Option<String>,
 }
 
 /// Ports of the proxy's own servers; 0 lets the kernel choose, for tests.

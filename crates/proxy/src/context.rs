@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::certs::Certs;
 use crate::config::Config;
+use crate::dns::Dns;
 use crate::flows::Flows;
 use crate::pods::Table;
 use crate::views::Views;
@@ -19,6 +20,7 @@ pub(crate) struct Context {
     pub(crate) views: Views,
     pub(crate) certs: Certs,
     pub(crate) flows: Arc<Flows>,
+    pub(crate) dns: Dns,
     pub(crate) pods: Table,
     pub(crate) pods_changed: watch::Sender<u64>,
     pub(crate) drain: CancellationToken,

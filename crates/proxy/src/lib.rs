@@ -2,7 +2,7 @@
 //!
 //! `path` is the sentence everything else exists for: accept → identify → decide → authorize → dial → copy →
 //! account. `pods` owns the listeners inside the pods' namespaces, `pool` the tunnels, `certs` the certificates,
-//! `xds` the view of the mesh, `flows` the accounting, `http` the proxy's own servers.
+//! `xds` the view of the mesh, `flows` the accounting, `dns` the names, `http` the proxy's own servers.
 //!
 //! Decisions are made in [`mesh`] and the protocol of tunnels is in [`hbone`]; this crate does the IO.
 
@@ -10,6 +10,7 @@ mod certs;
 mod config;
 mod context;
 mod copy;
+mod dns;
 mod failure;
 mod flows;
 mod grpc;
@@ -25,5 +26,5 @@ mod sockets;
 mod views;
 mod xds;
 
-pub use config::{Config, ConfigError, Keepalive, Own, Ports, Remote, Root, Token};
+pub use config::{Config, ConfigError, Dns, Keepalive, Own, Ports, Remote, Root, Token};
 pub use run::{RunError, run, run_with_log};

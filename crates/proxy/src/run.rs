@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::certs::Certs;
 use crate::config::Config;
 use crate::context::{Context, Stats};
+use crate::dns::Dns;
 use crate::flows::Flows;
 use crate::http::{Listeners, Shown};
 use crate::logging::LogHandle;
@@ -63,6 +64,7 @@ pub async fn run_with_log(
         views: Views::default(),
         certs: Certs::new(&config),
         flows: Arc::new(Flows::default()),
+        dns: Dns::new(&config),
         pods: Arc::default(),
         pods_changed: watch::Sender::new(0),
         drain: drain.clone(),

@@ -3,6 +3,8 @@
 //! A socket is made inside its pod's namespace and used from anywhere. Nothing here waits except [`connect`], which
 //! is bounded.
 
+mod dns;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;

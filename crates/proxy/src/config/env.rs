@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Config, Keepalive, Own, Ports, Remote, Root, Token};
+use super::{Config, Dns, Keepalive, Own, Ports, Remote, Root, Token};
 
 /// A variable whose value cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -95,6 +95,11 @@ impl Vars {
             response_baggage: self.flag("ENABLE_RESPONSE_BAGGAGE")?.unwrap_or(true),
             termination_deadline: self.termination_deadline()?,
             workers: self.workers()?,
+            dns: Dns {
+                capture: self.flag("ISTIO_META_DNS_CAPTURE")?.unwrap_or(true),
+                resolv_conf: "/etc/resolv.conf".into(),
+                preferred_namespace: self.text("PREFERED_SERVICE_NAMESPACE").map(str::to_owned),
+            },
             ports: Ports { admin: 15000, stats: 15020, readiness: 15021 },
         })
     }

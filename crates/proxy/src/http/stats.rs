@@ -29,6 +29,7 @@ async fn metrics(State(shown): State<Shown>, headers: HeaderMap) -> impl IntoRes
 pub(super) fn encode(shown: &Shown, open: bool) -> String {
     let mut out = String::with_capacity(64 << 10);
     shown.context.flows.encode(&mut out);
+    shown.context.dns.encode(&mut out);
     own(shown, &mut out);
     if open {
         out.push_str("# EOF\n");

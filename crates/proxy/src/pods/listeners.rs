@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use super::Pod;
 use super::connections::Basis;
 use crate::context::Context;
+use crate::dns;
 use crate::path::{self, Accepted};
 use crate::sockets::{Listener, canonical};
 
@@ -34,9 +35,20 @@ pub(crate) fn start(context: &Arc<Context>, pod: &Arc<Pod>) -> io::Result<()> {
             io::Error::new(error.kind(), format!("cannot listen on port {port} ({what}): {error}{hint}"))
         })
     };
+    let dns = dns::open(context, &pod.sockets).map_err(|error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => "; is an application of the pod using this port?",
+            _ => "",
+        };
+        let port = dns::PORT;
+        io::Error::new(error.kind(), format!("cannot listen on port {port} (DNS): {error}{hint}"))
+    })?;
     let tunnel = named(HBONE_PORT, "tunnels")?;
     let plaintext = named(INBOUND_PLAINTEXT_PORT, "captured inbound")?;
     let outbound = named(OUTBOUND_PORT, "captured outbound")?;
+    if let Some(dns) = dns {
+        dns::serve(context, pod, dns);
+    }
     serve(context, pod, tunnel, Port::Tunnel);
     serve(context, pod, plaintext, Port::Plaintext);
     serve(context, pod, outbound, Port::Outbound);
