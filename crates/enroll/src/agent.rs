@@ -9,7 +9,9 @@
 
 mod announce;
 mod cleanup;
+mod events;
 mod member;
+mod peers;
 mod plugin;
 mod queue;
 mod stock;
@@ -37,7 +39,7 @@ use tokio_util::task::TaskTracker;
 pub use cleanup::cleanup;
 
 use crate::config::Config;
-use crate::eligibility::Rules;
+use crate::eligibility::{Reason, Rules};
 use crate::install::{self, Installer, conflist};
 use crate::metrics::{Metrics, Readiness};
 use crate::netns_of::remembered::Remembered;
@@ -46,6 +48,7 @@ use crate::older::sweep::Sweeper;
 use crate::older::{Exempt, Outside, Policy};
 use crate::probes::Probes;
 use crate::redirect::{self, Options};
+use crate::strict::Peer;
 use crate::zds::Zds;
 use member::Member;
 use queue::Queue;
@@ -72,6 +75,11 @@ struct Node {
     sweeper: Sweeper,
     outside: Arc<ArcSwap<Outside>>,
     exempt: Exempt,
+    /// All PeerAuthentications, as far as they can be had.
+    peers: ArcSwap<Vec<Peer>>,
+    events: events::Events,
+    /// Pods that look as if they were in the mesh, and why they are not, as was said.
+    explained: Mutex<HashMap<String, Reason>>,
     finder: Finder,
     remembered: Remembered,
     metrics: Arc<Metrics>,
@@ -129,12 +137,13 @@ pub async fn run(config: Config, client: Client, stop: CancellationToken) -> any
     }
     stock::take(&node).await;
     tasks.spawn(work_off(node.clone(), work.clone()));
+    tasks.spawn(peers::follow(node.clone(), work.clone()));
     tasks.spawn(follow_proxies(node.clone(), work.clone()));
     let zds = node.zds.clone();
     let token = work.clone();
     tasks.spawn(async move { zds.serve(listener, token).await });
     readiness.watching.store(true, Ordering::Relaxed);
-    tracing::info!(node = node.config.node_name, pods = node.pods.len(), "node agent serves");
+    tracing::info!(node = node.config.node_name, pods = node.pods.len(), firewall = %node.config.firewall, "node agent serves");
 
     let installer = installer(&node.config);
     match installer.clone() {
@@ -166,6 +175,7 @@ fn build(
     let exempt = exempt(&config)?;
     let outside: Arc<ArcSwap<Outside>> = Arc::default();
     let policy = Policy::with_grace(config.older_grace);
+    let events = events::Events::start(client.clone(), &config.node_name, stop.clone());
     let sweeper = Sweeper::start(policy, exempt.clone(), outside.clone(), metrics.clone(), stop);
     let options = Options {
         ipv6: config.ipv6,
@@ -182,10 +192,13 @@ fn build(
         namespaces,
         synced,
         zds: Zds::default(),
-        probes: Probes::new(config.probe_v4, config.probe_v6),
+        probes: Probes::new(config.probe_v4, config.probe_v6, config.firewall),
         sweeper,
         outside,
         exempt,
+        peers: ArcSwap::default(),
+        events,
+        explained: Mutex::default(),
         finder: Finder { host_proc: config.host_proc.clone(), host_root: config.host_root.clone() },
         remembered: Remembered::load(&config.run_dir),
         metrics,
@@ -292,10 +305,15 @@ async fn keep_installed(
         readiness.installed.store(ready, Ordering::Relaxed);
         metrics.install_ready(ready);
         match result {
-            Ok(false) => {}
-            Ok(true) => {
+            Ok(done) if !done.changed => {}
+            Ok(install::Done { place, .. }) => {
                 metrics.installed("SUCCESS");
-                tracing::info!("CNI plugin installed");
+                tracing::info!(
+                    configuration = %place.conf.display(),
+                    plugins = %place.bin_dir.display(),
+                    found_by = place.found_by,
+                    "CNI plugin installed"
+                );
             }
             Err(error) => {
                 let text = error.to_string();

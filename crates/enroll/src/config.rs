@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::eligibility::SelectorPair;
+use crate::firewall::Backend;
 
 /// Source address of the kubelet's probes as an enrolled pod sees them, IPv4.
 pub const PROBE_SNAT_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
@@ -30,6 +31,8 @@ pub struct Config {
     pub dns_capture: bool,
     /// Whether IPv6 is carried. Where it is not, an enrolled pod's IPv6 TCP is refused, not left in plaintext.
     pub ipv6: bool,
+    /// Which tools write the rules.
+    pub firewall: Backend,
     /// Source address of probes, IPv4.
     pub probe_v4: Ipv4Addr,
     /// Source address of probes, IPv6.
@@ -59,10 +62,13 @@ pub struct Config {
 /// Where and how the CNI plugin is installed.
 #[derive(Clone, Debug)]
 pub struct CniInstall {
-    /// Directory of the network configurations.
+    /// Directory of the network configurations, as mounted.
     pub net_dir: PathBuf,
-    /// Directory of the plugin binaries.
+    /// Directory of the plugin binaries, as mounted.
     pub bin_dir: PathBuf,
+    /// The node's file system, to look there where the runtime really searches
+    /// ([`places`](crate::install::places)); with none, the mounted directories are all there is.
+    pub node_root: Option<PathBuf>,
     /// The configuration to extend; the first valid one when not given.
     pub conf_name: Option<String>,
     /// The binary to copy.

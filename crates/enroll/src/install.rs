@@ -7,6 +7,7 @@
 //! by [`Installer::uninstall`].
 
 pub mod conflist;
+pub mod places;
 
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -27,6 +28,19 @@ pub enum Error {
     /// The runtime has no network configuration that could be extended (yet).
     #[error("no network configuration in {0} yet: waiting for the cluster's CNI to write one")]
     NoNetwork(PathBuf),
+    /// The plugins that the configuration names are in no directory we know of: neither would ours be found.
+    #[error(
+        "the plugins {} of the network configuration {conf} are in none of {}: the node's runtime searches \
+         elsewhere; name its directory with cni.binDir. Nothing was changed", types.join(", "), paths(looked)
+    )]
+    NotSearched {
+        /// The configuration.
+        conf: PathBuf,
+        /// What it names.
+        types: Vec<String>,
+        /// Where we looked.
+        looked: Vec<PathBuf>,
+    },
     /// The named configuration is missing or cannot be understood.
     #[error("the network configuration {path} cannot be extended: {reason}")]
     Unusable {
@@ -47,6 +61,19 @@ pub enum Error {
     },
 }
 
+fn paths(all: &[PathBuf]) -> String {
+    all.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// What [`Installer::ensure`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Whether anything was amiss.
+    pub changed: bool,
+    /// Where the plugin is.
+    pub place: places::Place,
+}
+
 fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + 'a {
     move |source| Error::Io { what, path: path.to_owned(), source }
 }
@@ -65,22 +92,21 @@ impl Installer {
         Self { place, entry }
     }
 
-    /// Makes good whatever is amiss; says whether anything was. The entry is written only once the binary is there.
-    pub fn ensure(&self) -> Result<bool, Error> {
-        let binary = self.ensure_binary()?;
-        Ok(self.ensure_entry()? || binary)
+    /// Makes good whatever is amiss. The entry is written only once the binary is in a directory that the runtime
+    /// searches.
+    pub fn ensure(&self) -> Result<Done, Error> {
+        let place = places::find(&self.place)?;
+        let binary = self.ensure_binary(&place.bin_dir)?;
+        let entry = self.ensure_entry(&place.conf)?;
+        Ok(Done { changed: binary || entry, place })
     }
 
-    fn target(&self) -> PathBuf {
-        self.place.bin_dir.join(PLUGIN)
-    }
-
-    fn ensure_binary(&self) -> Result<bool, Error> {
-        let (source, target) = (&self.place.binary, self.target());
+    fn ensure_binary(&self, bin_dir: &Path) -> Result<bool, Error> {
+        let (source, target) = (&self.place.binary, bin_dir.join(PLUGIN));
         let from = std::fs::File::open(source).map_err(io_error("open", source))?;
         let size = from.metadata().map_err(io_error("inspect", source))?.len();
         // Written by us under a temporary name and renamed: the same size at the same age is the same content.
-        let marker = self.place.bin_dir.join(format!(".{PLUGIN}.of"));
+        let marker = bin_dir.join(format!(".{PLUGIN}.of"));
         let stamp = from.metadata().map(|m| format!("{} {} {} {}", m.dev(), m.ino(), size, m.mtime_nsec()));
         let stamp = stamp.map_err(io_error("inspect", source))?;
         let there = std::fs::metadata(&target).is_ok_and(|m| m.is_file() && m.len() == size);
@@ -89,8 +115,8 @@ impl Installer {
         }
         let mut new = tempfile::Builder::new()
             .prefix(&format!(".{PLUGIN}."))
-            .tempfile_in(&self.place.bin_dir)
-            .map_err(io_error("write into", &self.place.bin_dir))?;
+            .tempfile_in(bin_dir)
+            .map_err(io_error("write into", bin_dir))?;
         let mut from = std::fs::File::open(source).map_err(io_error("open", source))?;
         io::copy(&mut from, new.as_file_mut()).map_err(io_error("write", &target))?;
         let mode = std::fs::Permissions::from_mode(0o755);
@@ -100,66 +126,42 @@ impl Installer {
         Ok(true)
     }
 
-    fn ensure_entry(&self) -> Result<bool, Error> {
-        let (path, text) = self.primary()?;
-        let unusable = |reason: String| Error::Unusable { path: path.clone(), reason };
+    fn ensure_entry(&self, path: &Path) -> Result<bool, Error> {
+        let text = std::fs::read_to_string(path).map_err(io_error("read", path))?;
+        let unusable = |reason: String| Error::Unusable { path: path.to_owned(), reason };
         let config: Value = serde_json::from_str(&text).map_err(|error| unusable(error.to_string()))?;
         let list = path.extension().is_none_or(|ext| ext == "conflist");
         let wanted = conflist::with_entry(&config, &self.entry, list).map_err(unusable)?;
         if list && wanted == config {
             return Ok(false);
         }
-        let mode = mode(&path);
+        let mode = mode(path);
         if list {
             if !conflist::has_entry(&config, PLUGIN) {
-                replace(&before(&path), text.as_bytes(), mode)?;
+                replace(&before(path), text.as_bytes(), mode)?;
             }
-            replace(&path, conflist::text(&wanted).as_bytes(), mode)?;
+            replace(path, conflist::text(&wanted).as_bytes(), mode)?;
         } else {
             // The list is complete before the single configuration steps aside; while both are there, the single
             // one is the first of them and is used as before.
             replace(&path.with_extension("conflist"), conflist::text(&wanted).as_bytes(), mode)?;
-            std::fs::rename(&path, before(&path)).map_err(io_error("rename", &path))?;
+            std::fs::rename(path, before(path)).map_err(io_error("rename", path))?;
         }
         Ok(true)
-    }
-
-    /// The configuration that the runtime uses: the first valid one by name, or the one that was named.
-    fn primary(&self) -> Result<(PathBuf, String), Error> {
-        let dir = &self.place.net_dir;
-        if let Some(name) = &self.place.conf_name {
-            let named = dir.join(name);
-            let twin = named.with_extension(if named.extension().is_some_and(|e| e == "conf") {
-                "conflist"
-            } else {
-                "conf"
-            });
-            let path = [named, twin].into_iter().find(|path| path.exists());
-            let path = path.ok_or_else(|| Error::NoNetwork(dir.clone()))?;
-            let text = std::fs::read_to_string(&path).map_err(io_error("read", &path))?;
-            return Ok((path, text));
-        }
-        for path in configurations(dir)? {
-            let Ok(text) = std::fs::read_to_string(&path) else { continue };
-            let list = path.extension().is_some_and(|ext| ext == "conflist");
-            if serde_json::from_str(&text).is_ok_and(|config| conflist::is_valid(&config, list)) {
-                return Ok((path, text));
-            }
-        }
-        Err(Error::NoNetwork(dir.clone()))
     }
 
     /// Takes entry and binary away and puts configurations back as they were. Every step is tried; what failed is
     /// told. Doing it twice is no error.
     pub fn uninstall(&self) -> Vec<Error> {
         let mut failed = Vec::new();
-        match configurations(&self.place.net_dir) {
-            Ok(paths) => {
-                failed.extend(paths.iter().filter_map(|path| restore(path).err()));
+        for dir in places::net_dirs(&self.place) {
+            match configurations(&dir) {
+                Ok(paths) => failed.extend(paths.iter().filter_map(|path| restore(path).err())),
+                Err(error) => failed.push(error),
             }
-            Err(error) => failed.push(error),
         }
-        for path in [self.target(), self.place.bin_dir.join(format!(".{PLUGIN}.of"))] {
+        let binaries = places::bin_dirs(&self.place);
+        for path in binaries.iter().flat_map(|dir| [dir.join(PLUGIN), dir.join(format!(".{PLUGIN}.of"))]) {
             if let Err(error) = std::fs::remove_file(&path)
                 && error.kind() != io::ErrorKind::NotFound
             {

@@ -17,14 +17,16 @@ pub mod agent;
 pub mod cni;
 pub mod config;
 pub mod eligibility;
+pub mod firewall;
 pub mod install;
 pub mod metrics;
 mod netlink;
 pub mod netns_of;
-pub mod nft;
 pub mod older;
+pub mod privileges;
 pub mod probes;
 pub mod redirect;
+pub mod strict;
 pub mod zds;
 
 pub use agent::{cleanup, run};

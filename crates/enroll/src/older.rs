@@ -9,7 +9,8 @@
 //!   namespace; nothing is guessed from time. Loopback, probes, the proxy's own sockets, peers of the node itself
 //!   and peers the configuration names are exempt: they are not in the list, so nothing here can end them.
 //! - **When**: [`due`]. Nothing unread, unsent or unacknowledged, nothing moved for a while, and the last thing
-//!   that moved was the answer. What never becomes idle is ended when the grace is over.
+//!   that moved was the answer. What never becomes idle is ended when the grace is over, and what its server's
+//!   policy forbids at once ([`illegal`]).
 //! - **From which end**: the client's, by the agent of the client's node, whatever the peer is: what the pod dials
 //!   then goes through the proxy. From the server's end only later ([`Policy::server_turn`]), which catches the
 //!   clients that were enrolled before the server: their connection was dialled by *their proxy* in plaintext.
@@ -28,6 +29,7 @@ use std::time::Duration;
 use diag::{Socket, State};
 
 use crate::redirect::{HBONE_PORT, INBOUND_PORT, MARK_MASK, OUTBOUND_PORT, PROXY_MARK};
+use crate::strict::Strictness;
 
 /// Which end of its connection a socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,6 +148,8 @@ pub enum Verdict {
     EndIdle,
     /// End it although it is busy: the grace is over.
     EndOverdue,
+    /// End it at once, busy or not: its server demands mutual TLS ([`illegal`]).
+    EndIllegal,
     /// Look again later.
     Wait(Busy),
 }
@@ -163,6 +167,12 @@ pub enum Busy {
     InTransition,
     /// The mesh is to hear of the enrolment first, and the client's end has the first turn.
     NotYet,
+}
+
+/// Whether a plaintext connection is one that its server's policy forbids. Its end is a matter of the server's
+/// agent, at once: a request in it is cut, as the policy cuts each new one.
+pub fn illegal(connection: &Connection, strict: &Strictness) -> bool {
+    connection.side == Side::Server && strict.refuses(connection.socket.local.port())
 }
 
 /// What is to be done about `connection`, `age` after the enrolment of its pod.

@@ -14,9 +14,10 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::nft;
+use crate::firewall::{self, Backend, xtables};
 
 const TABLE: &str = "ambit-probes";
+const CHAIN: &str = "AMBIT_PROBES";
 
 /// Addresses of enrolled pods and whose they are. Pure.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,6 +82,46 @@ pub fn removal() -> String {
     format!("table inet {TABLE}\ndelete table inet {TABLE}\n")
 }
 
+/// The same as a chain of iptables for one family.
+fn chain(exempt: &Exempt, source: IpAddr) -> xtables::Chain {
+    let of_family = exempt.by_address.iter().filter(|(address, _)| address.is_ipv6() == source.is_ipv6());
+    let rules: Vec<String> = of_family
+        .map(|(address, uid)| {
+            let local = "-p tcp -m conntrack ! --ctstate DNAT -m addrtype --src-type LOCAL";
+            format!(
+                "-d {address} {local} -m comment --comment {} -j SNAT --to-source {source}",
+                printable(uid)
+            )
+        })
+        .collect();
+    let wanted = !rules.is_empty();
+    xtables::Chain { table: "nat", hook: "POSTROUTING", name: CHAIN, rules, wanted }
+}
+
+/// Makes the exemption of this node that of `exempt`.
+async fn write(
+    exempt: &Exempt,
+    sources: (Ipv4Addr, Ipv6Addr),
+    backend: Backend,
+) -> Result<(), firewall::Error> {
+    let Backend::Iptables(variant) = backend else {
+        return firewall::apply(None, &rules(exempt, sources.0, sources.1)).await;
+    };
+    for source in [IpAddr::from(sources.0), sources.1.into()] {
+        xtables::apply(None, variant, source.is_ipv6(), &[chain(exempt, source)]).await?;
+    }
+    Ok(())
+}
+
+/// Takes the exemption from this node.
+pub async fn remove_all(backend: Backend) -> Result<(), firewall::Error> {
+    let anything = (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
+    match backend {
+        Backend::Nft => firewall::apply(None, &removal()).await,
+        Backend::Iptables(_) => write(&Exempt::default(), anything, backend).await,
+    }
+}
+
 /// A UID comes from the API; what could end a comment in the script does not get into it.
 fn printable(uid: &str) -> String {
     uid.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')).take(120).collect()
@@ -91,19 +132,19 @@ pub struct Probes {
     exempt: parking_lot::Mutex<Exempt>,
     applying: tokio::sync::Mutex<()>,
     stale: AtomicBool,
-    source_v4: Ipv4Addr,
-    source_v6: Ipv6Addr,
+    sources: (Ipv4Addr, Ipv6Addr),
+    backend: Backend,
 }
 
 impl Probes {
     /// Nothing is applied yet.
-    pub fn new(source_v4: Ipv4Addr, source_v6: Ipv6Addr) -> Self {
+    pub fn new(source_v4: Ipv4Addr, source_v6: Ipv6Addr, backend: Backend) -> Self {
         Self {
             exempt: Default::default(),
             applying: Default::default(),
             stale: AtomicBool::new(true),
-            source_v4,
-            source_v6,
+            sources: (source_v4, source_v6),
+            backend,
         }
     }
 
@@ -111,7 +152,7 @@ impl Probes {
     pub async fn reset(
         &self,
         owners: impl IntoIterator<Item = (String, Vec<IpAddr>)>,
-    ) -> Result<(), nft::Error> {
+    ) -> Result<(), firewall::Error> {
         {
             let mut exempt = self.exempt.lock();
             *exempt = Exempt::default();
@@ -123,14 +164,14 @@ impl Probes {
     }
 
     /// Makes `addresses` those of the pod `uid`.
-    pub async fn set(&self, uid: &str, addresses: &[IpAddr]) -> Result<(), nft::Error> {
+    pub async fn set(&self, uid: &str, addresses: &[IpAddr]) -> Result<(), firewall::Error> {
         let changed = self.exempt.lock().set(uid, addresses);
         // A change that could not be applied is not done: the next caller tries again.
         if changed || self.stale.load(Ordering::Relaxed) { self.apply().await } else { Ok(()) }
     }
 
     /// Removes what the pod `uid` still owns.
-    pub async fn remove(&self, uid: &str) -> Result<(), nft::Error> {
+    pub async fn remove(&self, uid: &str) -> Result<(), firewall::Error> {
         self.set(uid, &[]).await
     }
 
@@ -139,11 +180,11 @@ impl Probes {
         self.exempt.lock().addresses().copied().collect()
     }
 
-    async fn apply(&self) -> Result<(), nft::Error> {
+    async fn apply(&self) -> Result<(), firewall::Error> {
         // One change after the other, each with what is wanted by then: the last one to run has it all.
         let _turn = self.applying.lock().await;
-        let script = rules(&self.exempt.lock(), self.source_v4, self.source_v6);
-        let result = nft::apply(None, &script).await;
+        let exempt = self.exempt.lock().clone();
+        let result = write(&exempt, self.sources, self.backend).await;
         self.stale.store(result.is_err(), Ordering::Relaxed);
         result
     }

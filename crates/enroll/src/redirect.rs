@@ -8,10 +8,13 @@
 //!   each of them would be redirected too and the connection reset;
 //! - where IPv6 is not carried, the pod's IPv6 TCP is refused rather than left in plaintext.
 //!
+//! On hosts without nftables the same is written with iptables (`chains`); the words below are those of nftables.
+//!
 //! [`apply`] replaces whatever is there in one transaction and may be repeated; [`stop_capturing`] lets new
 //! connections go past the proxy while those it holds go on; [`remove`] leaves nothing. Nothing outside the
 //! namespace is touched, and no table of anybody else inside it.
 
+mod chains;
 mod routing;
 mod text;
 
@@ -22,7 +25,9 @@ use netns::NetNs;
 
 pub use text::{removal, rules, rules_without_capture};
 
-use crate::nft;
+use chains::{Extent, chains};
+
+use crate::firewall::{self, Backend, xtables};
 
 /// Mark of every packet of the proxy.
 pub const PROXY_MARK: u32 = 0x539;
@@ -61,7 +66,7 @@ pub struct Options {
 pub enum Error {
     /// The rule set.
     #[error(transparent)]
-    Rules(#[from] nft::Error),
+    Rules(#[from] firewall::Error),
     /// The routing rule or route.
     #[error("cannot {what}: {source}")]
     Routing {
@@ -106,25 +111,43 @@ fn is_interface_name(name: &str) -> bool {
 }
 
 /// Puts the redirection into `namespace`, replacing an earlier one of whatever shape.
-pub async fn apply(namespace: &NetNs, options: &Options) -> Result<(), Error> {
+pub async fn apply(namespace: &NetNs, options: &Options, backend: Backend) -> Result<(), Error> {
     // Routing first: it acts on marked packets only, and those exist only once the rules are there.
     routing::add(namespace, options.ipv6)?;
-    nft::apply(Some(namespace), &rules(options)).await?;
-    Ok(())
+    write(namespace, Extent::Whole(options), backend).await
 }
 
 /// New connections go past the proxy from now on; those that it holds go on, since address translation and
 /// routing stay.
-pub async fn stop_capturing(namespace: &NetNs) -> Result<(), Error> {
-    Ok(nft::apply(Some(namespace), &rules_without_capture()).await?)
+pub async fn stop_capturing(namespace: &NetNs, backend: Backend) -> Result<(), Error> {
+    write(namespace, Extent::WithoutCapture, backend).await
 }
 
 /// Takes everything out of `namespace` that [`apply`] may have put there.
-pub async fn remove(namespace: &NetNs) -> Result<(), Error> {
-    let rules = nft::apply(Some(namespace), &removal()).await;
+pub async fn remove(namespace: &NetNs, backend: Backend) -> Result<(), Error> {
+    let rules = write(namespace, Extent::Nothing, backend).await;
     // Tried in any case: a failure of one must not leave the other behind.
     routing::remove(namespace)?;
-    Ok(rules?)
+    rules
+}
+
+async fn write(namespace: &NetNs, extent: Extent<'_>, backend: Backend) -> Result<(), Error> {
+    let Backend::Iptables(variant) = backend else {
+        let script = match extent {
+            Extent::Whole(options) => rules(options),
+            Extent::WithoutCapture => rules_without_capture(),
+            Extent::Nothing => removal(),
+        };
+        return Ok(firewall::apply(Some(namespace), &script).await?);
+    };
+    for ipv6 in [false, true] {
+        // A kernel without IPv6 has nothing to redirect and nothing to refuse.
+        if ipv6 && !routing::has_ipv6(namespace) {
+            continue;
+        }
+        xtables::apply(Some(namespace), variant, ipv6, &chains(extent, ipv6)).await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

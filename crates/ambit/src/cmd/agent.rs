@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::Context;
 use enroll::config::{CniInstall, Config, PROBE_SNAT_V4, PROBE_SNAT_V6};
 use enroll::eligibility::{SelectorPair, default_selectors};
+use enroll::firewall::Backend;
+use enroll::privileges;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Settings; each has the environment variable that istio-cni's DaemonSet uses, where there is one.
@@ -34,6 +36,9 @@ pub struct Args {
     /// Carry IPv6; when off, IPv6 TCP of enrolled pods is refused
     #[arg(long, env = "AMBIENT_IPV6", action = clap::ArgAction::Set, default_value_t = true)]
     ipv6: bool,
+    /// How rules are written: auto (nftables where it works), nft, iptables, iptables-nft or iptables-legacy
+    #[arg(long, env = "AMBIT_FIREWALL", default_value = "auto")]
+    firewall: String,
     /// Clean up at every end, also when the DaemonSet still exists
     #[arg(long, env = "AMBIENT_DISABLE_SAFE_UPGRADE", action = clap::ArgAction::Set, default_value_t = false)]
     disable_safe_upgrade: bool,
@@ -52,6 +57,9 @@ pub struct Args {
     /// Directory of the node's CNI plugins
     #[arg(long, env = "MOUNTED_CNI_BIN_DIR", default_value = "/host/opt/cni/bin")]
     cni_bin_dir: PathBuf,
+    /// Look where the node's runtime really searches for both; off: only the two directories above are used
+    #[arg(long, env = "AMBIT_CNI_DETECT", action = clap::ArgAction::Set, default_value_t = true)]
+    cni_detect: bool,
     /// Network configuration to extend; the first valid one when not given
     #[arg(long, env = "CNI_CONF_NAME")]
     cni_conf_name: Option<String>,
@@ -87,7 +95,17 @@ pub struct Args {
 /// Runs until SIGTERM or Ctrl-C.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::super::logging::init();
-    let config = args.config()?;
+    let backend = match args.firewall.as_str() {
+        "auto" => Backend::detect()?,
+        name => Backend::named(name).with_context(|| {
+            format!("AMBIT_FIREWALL={name}: write auto, nft, iptables, iptables-nft or iptables-legacy")
+        })?,
+    };
+    // While there is one thread only: capabilities belong to threads.
+    if let Err(error) = privileges::drop_to(&privileges::needed(backend)) {
+        tracing::warn!(%error, "cannot give up the capabilities that are not needed");
+    }
+    let config = args.config(backend)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build()?;
     runtime.block_on(async {
         let client = kube::Client::try_default().await.context(
@@ -109,7 +127,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 impl Args {
-    fn config(self) -> anyhow::Result<Config> {
+    fn config(self, firewall: Backend) -> anyhow::Result<Config> {
         let selectors = match self.enablement_selector.as_deref().map(str::trim) {
             None | Some("") => default_selectors(),
             Some(text) => serde_saphyr::from_str::<Vec<SelectorPair>>(text)
@@ -120,6 +138,7 @@ impl Args {
         let cni = self.install_cni.then(|| CniInstall {
             net_dir: self.cni_net_dir,
             bin_dir: self.cni_bin_dir,
+            node_root: self.cni_detect.then(|| self.host_proc.join("1/root")),
             conf_name: self.cni_conf_name.filter(|name| !name.is_empty()),
             binary: "/proc/self/exe".into(),
         });
@@ -131,6 +150,7 @@ impl Args {
             exclude_namespaces: excluded.filter(|name| !name.is_empty()).collect(),
             dns_capture: self.dns_capture,
             ipv6: self.ipv6,
+            firewall,
             probe_v4: self.probe_snat_ip,
             probe_v6: self.probe_snat_ipv6,
             zds_socket: self.zds_socket,

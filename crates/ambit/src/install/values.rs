@@ -17,6 +17,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("cni.binDir", "/opt/cni/bin"),
     ("cni.confDir", "/etc/cni/net.d"),
     ("cni.netnsDir", "/var/run/netns"),
+    ("cni.detect", "true"),
+    ("cni.dnsCapture", "false"),
 ];
 
 /// Names that other installers use for the same value.
@@ -29,6 +31,7 @@ const ALIASES: &[(&str, &str)] = &[
     ("cni.cniBinDir", "cni.binDir"),
     ("cni.cniConfDir", "cni.confDir"),
     ("cni.cniNetnsDir", "cni.netnsDir"),
+    ("cni.ambient.dnsCapture", "cni.dnsCapture"),
 ];
 
 /// The values of one installation.

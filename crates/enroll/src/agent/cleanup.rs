@@ -11,7 +11,7 @@ use crate::config::{Config, known_file};
 use crate::netns_of::remembered::{Record, Remembered};
 use crate::netns_of::{Finder, Wanted, addresses};
 use crate::older::{Exempt, Policy, sweep};
-use crate::{nft, probes, redirect};
+use crate::{probes, redirect};
 
 /// How long the API server may take to say whether this is an upgrade.
 const API_PATIENCE: Duration = Duration::from_secs(5);
@@ -91,20 +91,22 @@ pub async fn cleanup(config: &Config, client: Option<&Client>) -> Vec<String> {
         Err(error) => failed.push(format!("cannot look for network namespaces: {error}")),
     }
     for netns in &namespaces {
-        failed.extend(redirect::stop_capturing(netns).await.err().map(|error| error.to_string()));
+        failed.extend(
+            redirect::stop_capturing(netns, config.firewall).await.err().map(|error| error.to_string()),
+        );
     }
     if let Some(client) = client {
         let removals = records.values().cloned().map(|record| take_annotation(client.clone(), record));
         failed.extend(futures::future::join_all(removals).await.into_iter().flatten());
     }
-    failed.extend(nft::apply(None, &probes::removal()).await.err().map(|error| error.to_string()));
+    failed.extend(probes::remove_all(config.firewall).await.err().map(|error| error.to_string()));
     // Proxies may still be there: what they hold ends when it is idle, so that programs dial anew, past them.
     let policy = Policy::with_grace(config.older_grace);
     let exempt = exempt(config).unwrap_or_default();
     let drains = namespaces.iter().cloned().map(|netns| drain(netns, exempt.clone(), policy));
     failed.extend(futures::future::join_all(drains).await.into_iter().flatten());
     for netns in &namespaces {
-        failed.extend(redirect::remove(netns).await.err().map(|error| error.to_string()));
+        failed.extend(redirect::remove(netns, config.firewall).await.err().map(|error| error.to_string()));
     }
     failed.extend(remembered.erase().err().map(|error| error.to_string()));
     for file in [known_file(&config.run_dir), config.event_socket()] {

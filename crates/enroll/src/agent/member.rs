@@ -7,6 +7,7 @@
 //! Out of it: capture ends → annotation → probes → the connections the proxy holds become idle → proxy → the rest
 //! of the rules. Every step is tried; whatever failed brings the pod back. Each step may be done again.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +19,14 @@ use netns::NetNs;
 
 use super::announce::set_annotation;
 use super::plugin::Told;
-use super::wish::{Wish, annotation, info, ips, wish};
-use super::{Node, note_outside, told_by_rules};
-use crate::eligibility::Reason;
+use super::wish::{Wish, annotation, info, ips, namespace_labels, wish};
+use super::{Node, events, note_outside, told_by_rules};
+use crate::eligibility::{MODE_AMBIENT, MODE_LABEL, Reason};
 use crate::netns_of::remembered::Record;
 use crate::netns_of::{Wanted, addresses};
 use crate::older::{Policy, sweep};
 use crate::redirect::{self, Options};
+use crate::strict::{self, Strictness};
 use crate::zds::{self, Workload};
 
 /// How long peers get at least to learn that a pod has left the mesh before its listeners go.
@@ -45,6 +47,8 @@ pub(super) struct Member {
     ips: Vec<IpAddr>,
     /// What the annotation was last set to by us.
     announced: bool,
+    /// Where plaintext is illegal, as the sweeper was told.
+    strict: Option<Strictness>,
     /// The reason why it is out of the mesh, logged when it changes.
     waiting_for: Option<String>,
 }
@@ -68,10 +72,12 @@ pub(super) async fn converge(node: &Arc<Node>, uid: &str) -> anyhow::Result<()> 
     let (keep, result) = match wish(node, uid, told.as_ref()) {
         Wish::In(pod) => (true, join(node, uid, &pod, &mut member, &mut told).await),
         Wish::Out(pod, reason) => {
+            explain(node, uid, &pod, &reason);
             let result = leave(node, uid, &pod, &mut member, &reason).await;
             (result.is_err(), result)
         }
         Wish::Ended(pod) => {
+            node.explained.lock().remove(uid);
             let result = forget(node, uid, pod.as_deref(), &mut member).await;
             (result.is_err(), result)
         }
@@ -83,6 +89,9 @@ pub(super) async fn converge(node: &Arc<Node>, uid: &str) -> anyhow::Result<()> 
     if let Err(error) = &result {
         let text = format!("{error:#}");
         if member.waiting_for.as_ref() != Some(&text) {
+            if let (true, Some(pod)) = (keep && !member.is_enrolled(), node.pod(uid)) {
+                node.events.failed(&pod, &text);
+            }
             tracing::warn!(
                 namespace = member.namespace,
                 pod = member.name,
@@ -180,26 +189,38 @@ async fn join_steps(
             );
         }
         remember(node, uid, member, &netns);
-        told_by_rules(redirect::apply(&netns, &options).await, "its traffic cannot be redirected")?;
+        member.strict = None;
+        told_by_rules(
+            redirect::apply(&netns, &options, node.config.firewall).await,
+            "its traffic cannot be redirected",
+        )?;
         member.rules = Some(options);
-        let names = sweep::Pod {
-            uid: uid.to_owned(),
-            namespace: member.namespace.clone(),
-            name: member.name.clone(),
-        };
-        if let Err(error) = node.sweeper.track(names, &netns) {
-            tracing::warn!(namespace = member.namespace, pod = member.name, %error, "cannot look for older connections");
-        }
         tracing::info!(namespace = member.namespace, pod = member.name, uid, ips = ?member.ips, "pod is redirected");
     }
+    sweep_older(node, uid, pod, member, &netns);
     node.probes.set(uid, &member.ips).await.context("its probes cannot be exempted")?;
     if annotation(pod) == Some("enabled") {
         member.announced = true;
     } else {
         announce(node, pod, member, Some("enabled")).await?;
+        node.events.enrolled(pod);
     }
     remember(node, uid, member, &netns);
     Ok(())
+}
+
+/// Has the pod's older connections ended: after its rules were written, and when what its policy forbids has changed.
+fn sweep_older(node: &Arc<Node>, uid: &str, pod: &Pod, member: &mut Member, netns: &NetNs) {
+    let strict = strict::of_pod(&node.peers.load(), &node.config.namespace, &member.namespace, pod.labels());
+    if member.strict.as_ref() == Some(&strict) {
+        return;
+    }
+    let names =
+        sweep::Pod { uid: uid.to_owned(), namespace: member.namespace.clone(), name: member.name.clone() };
+    if let Err(error) = node.sweeper.track(names, netns, strict.clone()) {
+        tracing::warn!(namespace = member.namespace, pod = member.name, %error, "cannot look for older connections");
+    }
+    member.strict = Some(strict);
 }
 
 /// The pod's namespace: the one that is held, if it still carries the pod's address, or else one that is found.
@@ -249,6 +270,19 @@ fn remember(node: &Node, uid: &str, member: &Member, netns: &NetNs) {
     }
 }
 
+/// Says once why a pod is out that looks as if it were in.
+fn explain(node: &Node, uid: &str, pod: &Pod, reason: &Reason) {
+    let ambient =
+        |labels: &BTreeMap<String, String>| labels.get(MODE_LABEL).is_some_and(|m| m == MODE_AMBIENT);
+    let suggested =
+        ambient(pod.labels()) || namespace_labels(node, pod).is_some_and(|labels| ambient(&labels));
+    if !events::is_surprising(reason, suggested) {
+        node.explained.lock().remove(uid);
+    } else if node.explained.lock().insert(uid.to_owned(), reason.clone()).as_ref() != Some(reason) {
+        node.events.not_enrolled(pod, reason);
+    }
+}
+
 /// Takes a running pod out of the mesh.
 async fn leave(
     node: &Arc<Node>,
@@ -271,7 +305,10 @@ async fn leave(
     if let Some(netns) = &netns {
         note(
             &mut failed,
-            told_by_rules(redirect::stop_capturing(netns).await, "its redirection cannot be ended"),
+            told_by_rules(
+                redirect::stop_capturing(netns, node.config.firewall).await,
+                "its redirection cannot be ended",
+            ),
         );
     }
     if annotation(pod).is_some() || member.announced {
@@ -297,9 +334,13 @@ async fn leave(
     }
     note(&mut failed, node.zds.del(uid).await.context("a node proxy did not let go of it"));
     if let Some(netns) = &netns {
-        note(&mut failed, told_by_rules(redirect::remove(netns).await, "its rules cannot be removed"));
+        note(
+            &mut failed,
+            told_by_rules(redirect::remove(netns, node.config.firewall).await, "its rules cannot be removed"),
+        );
     }
     finish(node, uid, failed)?;
+    node.events.not_enrolled(pod, reason);
     tracing::info!(namespace = member.namespace, pod = member.name, uid, %reason, "pod has left the mesh");
     Ok(())
 }

@@ -12,11 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::Node;
 use crate::cni::event::{Answer, Event};
-use crate::cni::server::{self, Failure};
+use crate::cni::server::{self, Failure, Question};
 use crate::eligibility::{Verdict, judge};
 
 /// How long the plugin may wait for us in all; it gives up a little later itself.
 const PATIENCE: Duration = Duration::from_secs(22);
+/// How long the plugin may wait to hear whether a pod is to be in the mesh; it gives up a little later itself.
+const JUDGE_PATIENCE: Duration = Duration::from_millis(3500);
 /// How long to wait for the first look at the node's pods.
 const SYNC_PATIENCE: Duration = Duration::from_secs(3);
 /// How long to wait for a node proxy that restarts: its pause between two tries grows up to this.
@@ -40,12 +42,29 @@ pub(super) fn serve(node: &Arc<Node>, stop: CancellationToken) -> std::io::Resul
     let metrics = node.metrics.clone();
     let socket = node.config.event_socket();
     let node = node.clone();
-    let handler: server::Handler = Arc::new(move |event| {
+    let handler: server::Handler = Arc::new(move |question, event| {
         let node = node.clone();
         Box::pin(async move {
             let (namespace, pod) = (event.pod_namespace.clone(), event.pod_name.clone());
-            let late = || Err(Failure::NotEnrolled(format!("not done within {} s", PATIENCE.as_secs())));
-            let result = tokio::time::timeout(PATIENCE, added(&node, event)).await.unwrap_or_else(|_| late());
+            let result = match question {
+                Question::Judge => {
+                    let late = || Err(Failure::CannotTell("the API server is slow".to_owned()));
+                    let answer = tokio::time::timeout(JUDGE_PATIENCE, judged(&node, &event)).await;
+                    match answer.unwrap_or_else(|_| late()) {
+                        // It will ask again at once, and hear more then.
+                        Ok(Judged { reason: None, .. }) => {
+                            return Ok(Answer { enrolled: true, reason: None });
+                        }
+                        Ok(Judged { reason, .. }) => Ok(Answer { enrolled: false, reason }),
+                        Err(failure) => Err(failure),
+                    }
+                }
+                Question::Enrol => {
+                    let late =
+                        || Err(Failure::NotEnrolled(format!("not done within {} s", PATIENCE.as_secs())));
+                    tokio::time::timeout(PATIENCE, added(&node, event)).await.unwrap_or_else(|_| late())
+                }
+            };
             match &result {
                 Ok(answer) => {
                     tracing::info!(
@@ -74,15 +93,31 @@ pub(super) fn serve(node: &Arc<Node>, stop: CancellationToken) -> std::io::Resul
     server::serve(&socket, handler, metrics, stop)
 }
 
-async fn added(node: &Arc<Node>, event: Event) -> Result<Answer, Failure> {
+/// A pod that is about to start, and why it is not to be in the mesh, if it is not.
+struct Judged {
+    pod: Arc<Pod>,
+    namespace: Arc<Namespace>,
+    reason: Option<String>,
+}
+
+async fn judged(node: &Arc<Node>, event: &Event) -> Result<Judged, Failure> {
     let mut synced = node.synced.clone();
     let look = async { synced.wait_for(|synced| *synced).await.is_ok() };
     if !tokio::time::timeout(SYNC_PATIENCE, look).await.unwrap_or(false) {
         return Err(Failure::CannotTell("it has not seen the node's pods yet".to_owned()));
     }
-    let (pod, namespace) = look_up(node, &event).await.map_err(Failure::CannotTell)?;
-    if let Verdict::Not(reason) = judge(&node.rules, &pod, namespace.labels()) {
-        return Ok(Answer { enrolled: false, reason: Some(reason.to_string()) });
+    let (pod, namespace) = look_up(node, event).await.map_err(Failure::CannotTell)?;
+    let reason = match judge(&node.rules, &pod, namespace.labels()) {
+        Verdict::Enrol => None,
+        Verdict::Not(reason) => Some(reason.to_string()),
+    };
+    Ok(Judged { pod, namespace, reason })
+}
+
+async fn added(node: &Arc<Node>, event: Event) -> Result<Answer, Failure> {
+    let Judged { pod, namespace, reason } = judged(node, &event).await?;
+    if reason.is_some() {
+        return Ok(Answer { enrolled: false, reason });
     }
     enrol(node, event, pod, namespace).await.map_err(Failure::NotEnrolled)?;
     Ok(Answer { enrolled: true, reason: None })

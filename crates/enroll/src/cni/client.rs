@@ -1,4 +1,5 @@
-//! Asks the agent over its Unix socket: one request, bounded in time and size.
+//! Asks the agent over its Unix socket: is the pod to be in the mesh, and if so, enrol it. Each request is bounded
+//! in time and size.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,8 +11,22 @@ use hyper_util::rt::TokioIo;
 
 use super::event::{Answer, Event};
 
-/// How long the agent may take: a node proxy that has just restarted needs a while to come back to it.
-pub const PATIENCE: Duration = Duration::from_secs(25);
+/// How long the agent may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// To say whether a pod is to be in the mesh. An agent that hangs is as good as away, so this is what it costs
+    /// a pod that is outside.
+    pub judge: Duration,
+    /// To enrol it: a node proxy that has just restarted needs a while to come back to the agent.
+    pub enrol: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { judge: Duration::from_secs(4), enrol: Duration::from_secs(25) }
+    }
+}
+
 const MAX_BODY: usize = 64 * 1024;
 
 /// Why the pod is not enrolled.
@@ -35,26 +50,44 @@ pub enum Error {
     },
 }
 
-/// Asks the agent behind `socket` to enrol a pod.
-pub async fn ask(socket: &Path, event: &Event) -> Result<Answer, Error> {
-    let unreachable = |reason: String| Error::Unreachable { socket: socket.display().to_string(), reason };
-    tokio::time::timeout(PATIENCE, exchange(socket, event))
-        .await
-        .map_err(|_| unreachable(format!("no answer within {} s", PATIENCE.as_secs())))?
-        .map_err(|error| unreachable(error.to_string()))
-        .and_then(|(status, text)| match status {
-            200 if text.trim().is_empty() => Ok(Answer { enrolled: true, reason: None }),
-            503 => Err(unreachable(format!("it cannot tell yet: {}", text.trim()))),
-            200 => serde_json::from_str(&text).map_err(|_| Error::Failed { status, text }),
-            _ => Err(Error::Failed { status, text: text.trim().to_owned() }),
-        })
+/// Asks the agent behind `socket` to enrol a pod, if it is to be enrolled.
+pub async fn ask(socket: &Path, event: &Event, patience: Patience) -> Result<Answer, Error> {
+    match answer(exchange(socket, "/judge", event, patience.judge).await, socket) {
+        // A foreign agent, which knows one question only.
+        Err(Error::Failed { status: 404, .. }) => {}
+        Ok(wanted) if wanted.enrolled => {}
+        settled => return settled,
+    }
+    answer(exchange(socket, "/cmdadd", event, patience.enrol).await, socket)
 }
 
-async fn exchange(socket: &Path, event: &Event) -> anyhow::Result<(u16, String)> {
+fn answer(result: anyhow::Result<(u16, String)>, socket: &Path) -> Result<Answer, Error> {
+    let unreachable = |reason: String| Error::Unreachable { socket: socket.display().to_string(), reason };
+    let (status, text) = result.map_err(|error| unreachable(error.to_string()))?;
+    match status {
+        200 if text.trim().is_empty() => Ok(Answer { enrolled: true, reason: None }),
+        503 => Err(unreachable(format!("it cannot tell yet: {}", text.trim()))),
+        200 => serde_json::from_str(&text).map_err(|_| Error::Failed { status, text }),
+        _ => Err(Error::Failed { status, text: text.trim().to_owned() }),
+    }
+}
+
+async fn exchange(
+    socket: &Path,
+    path: &str,
+    event: &Event,
+    patience: Duration,
+) -> anyhow::Result<(u16, String)> {
+    tokio::time::timeout(patience, post(socket, path, event))
+        .await
+        .map_err(|_| anyhow::anyhow!("no answer within {patience:?}"))?
+}
+
+async fn post(socket: &Path, path: &str, event: &Event) -> anyhow::Result<(u16, String)> {
     let stream = tokio::net::UnixStream::connect(socket).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
-    let request = Request::post("/cmdadd")
+    let request = Request::post(path)
         .header("host", "localhost")
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(serde_json::to_vec(event)?)))?;

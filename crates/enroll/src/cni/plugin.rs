@@ -156,7 +156,7 @@ async fn add(env: &Env, input: &[u8]) -> Outcome {
         Ok(None) => return Outcome::result(result(&config)),
         Err(outcome) => return outcome,
     };
-    match client::ask(&event_socket(&config.cni_agent_run_dir), &event).await {
+    match client::ask(&event_socket(&config.cni_agent_run_dir), &event, client::Patience::default()).await {
         Ok(Answer { .. }) => Outcome::result(result(&config)),
         Err(error) => refused(&config, &event, &error),
     }

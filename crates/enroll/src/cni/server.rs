@@ -23,10 +23,19 @@ pub enum Failure {
     CannotTell(String),
 }
 
-/// Enrols the pod of an event.
-pub type Handler = Arc<dyn Fn(Event) -> BoxFuture<'static, Result<Answer, Failure>> + Send + Sync>;
+/// What the plugin asks about a pod that is about to start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Whether it is to be in the mesh; nothing is done.
+    Judge,
+    /// To enrol it.
+    Enrol,
+}
 
-/// Serves `/cmdadd` on `socket` until `stop`, replacing a socket that a predecessor left.
+/// Answers the question about the pod of an event.
+pub type Handler = Arc<dyn Fn(Question, Event) -> BoxFuture<'static, Result<Answer, Failure>> + Send + Sync>;
+
+/// Serves `/judge` and `/cmdadd` on `socket` until `stop`, replacing a socket that a predecessor left.
 pub fn serve(
     socket: &Path,
     handler: Handler,
@@ -39,22 +48,27 @@ pub fn serve(
     }
     let listener = tokio::net::UnixListener::bind(socket)?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
-    let answer = move |body: axum::body::Bytes| {
+    let asked = |question: Question| {
         let (handler, metrics) = (handler.clone(), metrics.clone());
-        async move {
-            let response = respond(&handler, &body).await;
-            metrics.plugin_request(response.status().as_u16());
+        any(move |body: axum::body::Bytes| async move {
+            let response = respond(&handler, question, &body).await;
+            if question == Question::Enrol {
+                metrics.plugin_request(response.status().as_u16());
+            }
             response
-        }
+        })
     };
-    let router = Router::new().route("/cmdadd", any(answer)).layer(DefaultBodyLimit::max(64 * 1024));
+    let router = Router::new()
+        .route("/judge", asked(Question::Judge))
+        .route("/cmdadd", asked(Question::Enrol))
+        .layer(DefaultBodyLimit::max(64 * 1024));
     tokio::spawn(async move {
         let _ = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
     });
     Ok(())
 }
 
-async fn respond(handler: &Handler, body: &[u8]) -> Response {
+async fn respond(handler: &Handler, question: Question, body: &[u8]) -> Response {
     let event: Event = match serde_json::from_slice(body) {
         Ok(event) => event,
         Err(error) => return (StatusCode::BAD_REQUEST, format!("not a CNI event: {error}")).into_response(),
@@ -62,7 +76,7 @@ async fn respond(handler: &Handler, body: &[u8]) -> Response {
     if let Some(fault) = event.fault() {
         return (StatusCode::BAD_REQUEST, fault).into_response();
     }
-    match handler(event).await {
+    match handler(question, event).await {
         Ok(answer) => axum::Json(answer).into_response(),
         Err(Failure::NotEnrolled(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
         Err(Failure::CannotTell(error)) => (StatusCode::SERVICE_UNAVAILABLE, error).into_response(),

@@ -47,7 +47,14 @@ fn agent(
 ) -> (Arc<parking_lot::Mutex<Vec<event::Event>>>, CancellationToken) {
     let seen: Arc<parking_lot::Mutex<Vec<event::Event>>> = Arc::default();
     let events = seen.clone();
-    let handler: server::Handler = Arc::new(move |event| {
+    let handler: server::Handler = Arc::new(move |question, event| {
+        if question == super::server::Question::Judge {
+            let wanted = answer.clone().or_else(|failure| match failure {
+                Failure::NotEnrolled(_) => Ok(Answer { enrolled: true, reason: None }),
+                failure => Err(failure),
+            });
+            return Box::pin(async move { wanted });
+        }
         events.lock().push(event);
         let answer = answer.clone();
         Box::pin(async move { answer })
@@ -121,6 +128,29 @@ async fn a_dead_socket_is_an_agent_that_is_away() {
     let dir = tempfile::tempdir().unwrap();
     drop(std::os::unix::net::UnixListener::bind(crate::config::event_socket(dir.path())).unwrap());
     assert_eq!(call(&add_env("shop", "a"), &input(dir.path())).await.stdout.unwrap()["code"], 11);
+}
+
+#[tokio::test]
+async fn an_agent_that_hangs_is_as_good_as_away_after_the_first_question() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = crate::config::event_socket(dir.path());
+    // The kernel takes the connection, and nobody ever reads it.
+    let _hangs = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let patience = client::Patience { judge: std::time::Duration::from_millis(20), ..Default::default() };
+    let event = event::Event { pod_namespace: "plain".into(), pod_name: "a".into(), ..Default::default() };
+    let error = client::ask(&socket, &event, patience).await.unwrap_err();
+    assert!(matches!(error, client::Error::Unreachable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_foreign_agent_is_asked_the_one_question_it_knows() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = crate::config::event_socket(dir.path());
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let router = axum::Router::new().route("/cmdadd", axum::routing::post(|| async { "" }));
+    let server = tokio::spawn(async move { axum::serve(listener, router).await });
+    assert_eq!(call(&add_env("shop", "a"), &input(dir.path())).await.status, 0);
+    server.abort();
 }
 
 #[tokio::test]

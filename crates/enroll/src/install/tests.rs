@@ -2,6 +2,9 @@ use std::collections::BTreeMap;
 
 use super::*;
 
+/// What the configurations of these tests name.
+const PLUGINS: [&str; 2] = ["bridge", "portmap"];
+
 struct Node {
     dir: tempfile::TempDir,
     installer: Installer,
@@ -15,6 +18,10 @@ impl Node {
         std::fs::create_dir_all(&net_dir).unwrap();
         std::fs::create_dir_all(&bin_dir).unwrap();
         std::fs::write(&binary, b"the binary").unwrap();
+        for plugin in PLUGINS {
+            std::fs::write(bin_dir.join(plugin), b"program").unwrap();
+            std::fs::set_permissions(bin_dir.join(plugin), std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
         for (name, text) in files {
             std::fs::write(net_dir.join(name), text).unwrap();
         }
@@ -22,7 +29,10 @@ impl Node {
             conflist::entry(Path::new("/run/x"), "ambit-system", "ambit-agent-", &["kube-system".into()]);
         Self {
             dir,
-            installer: Installer::new(CniInstall { net_dir, bin_dir, conf_name: None, binary }, entry),
+            installer: Installer::new(
+                CniInstall { net_dir, bin_dir, node_root: None, conf_name: None, binary },
+                entry,
+            ),
         }
     }
 
@@ -61,7 +71,7 @@ fn a_single_configuration_becomes_a_list_and_comes_back_as_it_was() {
     assert!(!node.files().contains_key("10-net.conf"));
     assert!(node.installer.uninstall().is_empty());
     assert_eq!(node.files(), BTreeMap::from([("10-net.conf".to_owned(), SINGLE.to_owned())]));
-    assert!(std::fs::read_dir(&node.installer.place.bin_dir).unwrap().next().is_none());
+    assert_eq!(std::fs::read_dir(&node.installer.place.bin_dir).unwrap().count(), PLUGINS.len());
     assert!(node.installer.uninstall().is_empty());
 }
 
@@ -71,8 +81,8 @@ fn a_list_keeps_everything_else_and_comes_back_byte_for_byte() {
     let path = node.installer.place.net_dir.join("10-net.conflist");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
     let before = node.files();
-    assert!(node.installer.ensure().unwrap());
-    assert!(!node.installer.ensure().unwrap());
+    assert!(node.installer.ensure().unwrap().changed);
+    assert!(!node.installer.ensure().unwrap().changed);
     let config = node.json("10-net.conflist");
     assert_eq!(types(&config), ["bridge", "portmap", "ambit-cni"]);
     assert_eq!(conflist::without_entry(&config, PLUGIN), serde_json::from_str::<Value>(LIST).unwrap());
@@ -98,14 +108,14 @@ fn what_another_tool_rewrote_is_made_good() {
     node.installer.ensure().unwrap();
     let rewritten = LIST.replace("0.4.0", "1.0.0");
     std::fs::write(node.installer.place.net_dir.join("10-net.conflist"), &rewritten).unwrap();
-    assert!(node.installer.ensure().unwrap());
+    assert!(node.installer.ensure().unwrap().changed);
     assert_eq!(types(&node.json("10-net.conflist")), ["bridge", "portmap", "ambit-cni"]);
     // Another tool's configuration that sorts first is the one in use now.
     std::fs::write(node.installer.place.net_dir.join("05-new.conflist"), LIST).unwrap();
-    assert!(node.installer.ensure().unwrap());
+    assert!(node.installer.ensure().unwrap().changed);
     assert_eq!(types(&node.json("05-new.conflist")), ["bridge", "portmap", "ambit-cni"]);
-    std::fs::remove_file(node.installer.target()).unwrap();
-    assert!(node.installer.ensure().unwrap());
+    std::fs::remove_file(node.installer.place.bin_dir.join(PLUGIN)).unwrap();
+    assert!(node.installer.ensure().unwrap().changed);
     node.installer.uninstall();
     assert_eq!(node.files()["10-net.conflist"], rewritten);
     assert_eq!(node.files()["05-new.conflist"], LIST);
@@ -135,7 +145,7 @@ fn a_crash_between_two_steps_is_made_good_by_the_next_start() {
     assert_eq!(types(&node.json("10-net.conflist")), ["bridge", "ambit-cni"]);
     // As if it had ended while a new file was being written.
     std::fs::write(node.installer.place.net_dir.join(".ambit-x.tmp"), "{").unwrap();
-    assert!(!node.installer.ensure().unwrap());
+    assert!(!node.installer.ensure().unwrap().changed);
     assert!(node.dir.path().exists());
 }
 

@@ -14,8 +14,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::diag::{Diag, Id, State};
-use super::{Connection, Exempt, Outside, Policy, Side, Verdict, carried, due, older};
+use super::{Connection, Exempt, Outside, Policy, Side, Verdict, carried, due, illegal, older};
 use crate::metrics::Metrics;
+use crate::strict::Strictness;
 
 /// How often connections are looked at while any is left.
 pub const TICK: Duration = Duration::from_millis(250);
@@ -32,7 +33,7 @@ pub struct Pod {
 }
 
 enum Command {
-    Track(Pod, Box<Diag>),
+    Track(Pod, Box<Diag>, Strictness),
     Forget(String),
 }
 
@@ -62,10 +63,11 @@ impl Sweeper {
         Self { commands }
     }
 
-    /// Ends the connections of `pod` that are there now and go past the proxy. Call it when the rules are in place.
-    pub fn track(&self, pod: Pod, namespace: &NetNs) -> std::io::Result<()> {
+    /// Ends the connections of `pod` that are there now and go past the proxy. Call it when the rules are in place,
+    /// and again when `strict` changes.
+    pub fn track(&self, pod: Pod, namespace: &NetNs, strict: Strictness) -> std::io::Result<()> {
         let diag = Diag::open(namespace)?;
-        let _ = self.commands.send(Command::Track(pod, Box::new(diag)));
+        let _ = self.commands.send(Command::Track(pod, Box::new(diag), strict));
         Ok(())
     }
 
@@ -78,6 +80,8 @@ impl Sweeper {
 struct Tracked {
     pod: Pod,
     diag: Box<Diag>,
+    /// Where plaintext is illegal.
+    strict: Strictness,
     since: Instant,
     /// The older connections that are left; not listed yet at first.
     left: Option<HashSet<Id>>,
@@ -99,7 +103,7 @@ impl Sweep {
         loop {
             tokio::select! {
                 command = queue.recv() => match command {
-                    Some(Command::Track(pod, diag)) => self.track(pod, diag),
+                    Some(Command::Track(pod, diag, strict)) => self.track(pod, diag, strict),
                     Some(Command::Forget(uid)) => {
                         if let Some(tracked) = self.pods.remove(&uid) {
                             self.metrics.older_connections(&tracked.pod.namespace, &tracked.pod.name, 0);
@@ -114,8 +118,8 @@ impl Sweep {
         }
     }
 
-    fn track(&mut self, pod: Pod, diag: Box<Diag>) {
-        let tracked = Tracked { pod, diag, since: Instant::now(), left: None, ended: 0 };
+    fn track(&mut self, pod: Pod, diag: Box<Diag>, strict: Strictness) {
+        let tracked = Tracked { pod, diag, strict, since: Instant::now(), left: None, ended: 0 };
         self.pods.insert(tracked.pod.uid.clone(), tracked);
     }
 
@@ -142,7 +146,10 @@ fn look(tracked: &mut Tracked, policy: &Policy, exempt: &Exempt, outside: &Outsi
             return false;
         }
     };
-    let keeps = |c: &Connection| c.side == Side::Server && outside.contains(&c.socket.remote.ip());
+    let strict = &tracked.strict;
+    let keeps = |c: &Connection| {
+        c.side == Side::Server && outside.contains(&c.socket.remote.ip()) && !illegal(c, strict)
+    };
     let connections: Vec<Connection> = older(&sockets, exempt).into_iter().filter(|c| !keeps(c)).collect();
     let first = tracked.left.is_none();
     let known = tracked.left.get_or_insert_with(|| connections.iter().map(|c| c.socket.id).collect());
@@ -150,8 +157,11 @@ fn look(tracked: &mut Tracked, policy: &Policy, exempt: &Exempt, outside: &Outsi
     let mut left = HashSet::new();
     for connection in connections.iter().filter(|c| known.contains(&c.socket.id)) {
         let socket = &connection.socket;
-        let verdict =
-            if first { Verdict::Wait(super::Busy::JustMoved) } else { due(connection, age, policy) };
+        let verdict = match (illegal(connection, &tracked.strict), first) {
+            (true, _) => Verdict::EndIllegal,
+            (false, true) => Verdict::Wait(super::Busy::JustMoved),
+            (false, false) => due(connection, age, policy),
+        };
         let (namespace, name) = (&pod.namespace, &pod.name);
         if let Verdict::Wait(why) = verdict {
             if first {
@@ -163,8 +173,7 @@ fn look(tracked: &mut Tracked, policy: &Policy, exempt: &Exempt, outside: &Outsi
         match tracked.diag.destroy(&socket.id) {
             Ok(()) => {
                 tracked.ended += 1;
-                let overdue = verdict == Verdict::EndOverdue;
-                tracing::info!(namespace, pod = name, local = %socket.local, peer = %socket.remote, side = ?connection.side, overdue, "ended a connection older than the enrolment");
+                tracing::info!(namespace, pod = name, local = %socket.local, peer = %socket.remote, side = ?connection.side, why = ?verdict, "ended a connection older than the enrolment");
             }
             Err(error) => {
                 tracing::warn!(namespace, pod = name, local = %socket.local, peer = %socket.remote, %error, "cannot end a connection older than the enrolment");

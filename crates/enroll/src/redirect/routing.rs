@@ -82,11 +82,14 @@ fn open(namespace: &NetNs) -> Result<Netlink, Error> {
 }
 
 fn families(namespace: &NetNs, ipv6: bool) -> Vec<u8> {
-    let enabled = ipv6
-        && namespace
-            .run(|| std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6"))
-            .is_ok_and(|flag| flag.is_ok_and(|flag| flag.trim() == "0"));
-    if enabled { vec![V4, V6] } else { vec![V4] }
+    if ipv6 && has_ipv6(namespace) { vec![V4, V6] } else { vec![V4] }
+}
+
+/// Whether IPv6 can be used in a namespace at all.
+pub(super) fn has_ipv6(namespace: &NetNs) -> bool {
+    namespace
+        .run(|| std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6"))
+        .is_ok_and(|flag| flag.is_ok_and(|flag| flag.trim() == "0"))
 }
 
 fn is_absent(error: &io::Error) -> bool {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use enroll::cni::plugin::{self, Outcome};
 use enroll::config::{CniInstall, Config, PROBE_SNAT_V4, PROBE_SNAT_V6};
 use enroll::eligibility::default_selectors;
+use enroll::firewall::Backend;
 use netns::NetNs;
 use netns::seqpacket::SeqPacket;
 use nix::sched::{CloneFlags, unshare};
@@ -69,6 +71,9 @@ impl World {
         )
         .unwrap();
         std::fs::write(dir.path().join("binary"), "the plugin").unwrap();
+        let bridge = dir.path().join("host/bin/bridge");
+        std::fs::write(&bridge, "program").unwrap();
+        std::fs::set_permissions(&bridge, std::fs::Permissions::from_mode(0o755)).unwrap();
         Self {
             api: Api::new(),
             dir,
@@ -89,6 +94,7 @@ impl World {
             exclude_namespaces: vec!["kube-system".into()],
             dns_capture: false,
             ipv6: true,
+            firewall: Backend::Nft,
             probe_v4: PROBE_SNAT_V4,
             probe_v6: PROBE_SNAT_V6,
             zds_socket: dir.join("z.sock"),
@@ -96,6 +102,7 @@ impl World {
             cni: Some(CniInstall {
                 net_dir: dir.join("host/net.d"),
                 bin_dir: dir.join("host/bin"),
+                node_root: None,
                 conf_name: None,
                 binary: dir.join("binary"),
             }),
