@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dist = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("ui-dist");
     println!("cargo:rerun-if-changed=build.rs");
-    // A directory that is not there would make every build a new one, so its parent's entry is made instead.
     let mut files = Vec::new();
     if dist.is_dir() {
         println!("cargo:rerun-if-changed=ui-dist");

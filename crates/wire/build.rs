@@ -1,7 +1,8 @@
 //! Compiles the protobuf files with a compiler written in Rust, so that no `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["discovery", "workload", "authorization", "ca", "zds", "flow"].map(|name| format!("proto/{name}.proto"));
+    let files = ["discovery", "workload", "authorization", "ca", "zds", "flow"]
+        .map(|name| format!("proto/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }
