@@ -1,5 +1,5 @@
-//! Answers in JSON and CSV are sent compressed to whoever can read that: they are mostly names said again and again, and
-//! the way through the Kubernetes API (port-forward) is narrow. Events of streams are not.
+//! Answers are sent compressed to whoever can read that: they are mostly names said again and again, and the way
+//! through the Kubernetes API (port-forward) is narrow. Events of streams are not.
 
 use std::io::Write;
 
@@ -58,5 +58,9 @@ fn accepts(headers: &HeaderMap) -> bool {
 
 fn is_text(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    kind.starts_with("application/json") || kind.starts_with("text/csv")
+    let live = kind.starts_with("text/event-stream");
+    !live
+        && (kind.starts_with("text/")
+            || kind.starts_with("application/json")
+            || kind.starts_with("image/svg"))
 }

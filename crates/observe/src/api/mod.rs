@@ -71,7 +71,6 @@ pub fn router(observer: Arc<Observer>, gate: Gate, ready: Ready) -> Router {
         .route("/targets", get(targets))
         .route("/targets.csv", get(targets_csv))
         .route("/overview", get(overview_handler))
-        .layer(middleware::from_fn(gzip::gzip))
         .layer(middleware::from_fn_with_state(gate.clone(), auth::guard));
     Router::new()
         .nest("/api/v1", guarded)
@@ -81,6 +80,7 @@ pub fn router(observer: Arc<Observer>, gate: Gate, ready: Ready) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics::metrics))
         .fallback(get(ui::file))
+        .layer(middleware::from_fn(gzip::gzip))
         .layer(middleware::from_fn_with_state(gate, auth::known_host))
         .layer(middleware::from_fn(secure))
         .with_state(api)

@@ -36,7 +36,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// How often a batch is wanted.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Batches of one stream that are taken in a second; the rest waits in the proxy.
-const BATCHES_A_SECOND: u32 = 50;
+const BATCHES_A_SECOND: u32 = 10;
 
 /// An account of a node proxy: namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,6 +194,7 @@ fn reason(refused: &Refused) -> &'static str {
     match refused {
         Refused::ClockAhead { .. } => "clock",
         Refused::TooManyProxies { .. } => "proxies",
+        Refused::TooManyStreams { .. } => "streams",
         Refused::Replaced { .. } => "replaced",
         Refused::Gap { .. } => "gap",
     }
@@ -203,7 +204,7 @@ fn status(refused: &Refused) -> Status {
     let text = refused.to_string();
     match refused {
         Refused::ClockAhead { .. } | Refused::Gap { .. } => Status::failed_precondition(text),
-        Refused::TooManyProxies { .. } => Status::resource_exhausted(text),
+        Refused::TooManyProxies { .. } | Refused::TooManyStreams { .. } => Status::resource_exhausted(text),
         Refused::Replaced { .. } => Status::aborted(text),
     }
 }

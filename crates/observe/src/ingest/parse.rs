@@ -17,7 +17,7 @@ use crate::store::{Batch, Greeting, Texts};
 /// Rows of a batch, at most; and definitions of each kind.
 pub const MAX_ROWS: usize = 8_192;
 /// Workloads that a stream may define.
-const MAX_WORKLOADS: usize = 131_072;
+const MAX_WORKLOADS: usize = 65_536;
 const MAX_TEXT: usize = 512;
 const MAX_IDENTITY: usize = 1_024;
 

@@ -9,6 +9,9 @@ use crate::directory::Directory;
 use crate::flow::{Definition, End, Millis, Reporter, Row, Text};
 use crate::store::history::bucket;
 
+/// Streams that one proxy may have open: the one that breaks may not be seen to end before the next begins.
+const STREAMS: u32 = 4;
+
 /// How a proxy introduces itself; `identity` is what its certificate proved.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
@@ -80,6 +83,12 @@ pub enum Refused {
         /// The bound.
         max: usize,
     },
+    /// One proxy needs one stream, and another while it reconnects.
+    #[error("the proxy on node {node} has {STREAMS} streams open already, one is enough")]
+    TooManyStreams {
+        /// Its node.
+        node: Text,
+    },
     /// A newer stream of the same proxy has taken over.
     #[error("another process of the proxy on node {node} has introduced itself since")]
     Replaced {
@@ -122,6 +131,9 @@ impl Store {
         }
         let id = self.proxy_of(greeting, now)?;
         let proxy = &mut self.proxies[id as usize];
+        if proxy.connected >= STREAMS {
+            return Err(Refused::TooManyStreams { node: greeting.node.clone() });
+        }
         let applied = proxy.applied(greeting.epoch);
         proxy.begin(greeting.epoch);
         proxy.identity = greeting.identity.clone();

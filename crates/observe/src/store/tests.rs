@@ -74,6 +74,17 @@ fn a_restarted_proxy_counts_on_and_its_old_connections_are_not_open() {
 }
 
 #[test]
+fn one_proxy_cannot_open_streams_without_end() {
+    let World { mut store, .. } = world();
+    let mut streams: Vec<_> = (0..4).map(|_| store.greet(&greeting("n1", 5, T0), T0).unwrap().0).collect();
+    let refused = store.greet(&greeting("n1", 5, T0), T0);
+    assert_eq!(refused.err(), Some(Refused::TooManyStreams { node: "n1".into() }));
+    assert!(store.greet(&greeting("n2", 5, T0), T0).is_ok());
+    store.leave(streams.remove(0));
+    assert!(store.greet(&greeting("n1", 5, T0), T0).is_ok());
+}
+
+#[test]
 fn a_baseline_closes_what_it_does_not_name() {
     let World { mut store, directory, .. } = world();
     let says = [scrape(Reporter::Source, PROM, APP)];
