@@ -74,6 +74,14 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Name of the ConfigMap with the mesh configuration.
+    pub fn mesh_config(&self) -> String {
+        match self.revision.as_str() {
+            "" | "default" => "istio".into(),
+            revision => format!("istio-{revision}"),
+        }
+    }
+
     /// The names the serving certificate carries (reference/control-plane.md §3.2), sorted.
     pub fn serving_names(&self) -> Vec<String> {
         let mut names = Vec::new();

@@ -4,7 +4,10 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::{Value, json};
 
-use crate::input::{AuthorizationPolicy, Namespace, Node, PeerAuthentication, Pod, Service, Slice};
+use crate::input::{
+    AuthorizationPolicy, Gateway, GatewayClass, Namespace, Node, PeerAuthentication, Pod, Service,
+    ServiceEntry, Slice, WorkloadEntry,
+};
 use crate::model::Settings;
 
 pub(crate) fn settings() -> Settings {
@@ -92,4 +95,31 @@ pub(crate) fn peer(namespace: &str, name: &str, spec: Value) -> PeerAuthenticati
 fn dynamic(namespace: &str, name: &str, spec: Value) -> kube::core::DynamicObject {
     let base = json!({ "metadata": { "name": name, "namespace": namespace }, "spec": spec });
     serde_json::from_value(base).expect("an object")
+}
+
+/// A custom object with `over` laid over it.
+pub(crate) fn custom(namespace: &str, name: &str, over: Value) -> kube::core::DynamicObject {
+    object(json!({ "metadata": { "name": name, "namespace": namespace } }), over)
+}
+
+pub(crate) fn entry(name: &str, over: Value) -> ServiceEntry {
+    custom("shop", name, over).try_into().expect("a service entry")
+}
+
+pub(crate) fn written(name: &str, over: Value) -> WorkloadEntry {
+    custom("shop", name, over).try_into().expect("a workload entry")
+}
+
+/// A waypoint of namespace shop that is ready.
+pub(crate) fn gateway(name: &str, over: Value) -> Gateway {
+    let mut base = json!({
+        "spec": { "gatewayClassName": "istio-waypoint", "listeners": [{ "name": "mesh", "port": 15008, "protocol": "HBONE" }] },
+        "status": { "addresses": [{ "type": "IPAddress", "value": "10.1.9.9" }] },
+    });
+    merge(&mut base, over);
+    custom("shop", name, base).try_into().expect("a gateway")
+}
+
+pub(crate) fn class(name: &str, over: Value) -> GatewayClass {
+    custom("", name, over).try_into().expect("a class")
 }

@@ -21,10 +21,12 @@ use crate::model::Settings;
 use crate::serve::{self, Serving};
 use crate::state::{self, Snapshot, State};
 use crate::xds::AdsServer;
-use crate::{Config, Error, http, lease, roots, watch as inputs};
+use crate::{Config, Error, http, lease, roots, status, watch as inputs};
 
 /// Lease of the replica that spreads the root certificate.
 const ROOTS_LEASE: &str = "istio-namespace-controller-election";
+/// Lease of the replica that writes status.
+const STATUS_LEASE: &str = "istio-status-leader";
 /// How long the API may stay away at the start.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is said what the first sync waits for.
@@ -71,7 +73,7 @@ pub async fn run(
     phase.send_replace(Phase::Listing);
 
     let (events, heard) = mpsc::channel(1024);
-    let mut watches = inputs::all(&client, &events);
+    let mut watches = inputs::all(&client, (&config.namespace, &config.mesh_config()), &events);
     drop(events);
     tasks.spawn("the state", state::own(State::new(settings(&config)), heard, publish));
     tokio::select! {
@@ -106,7 +108,7 @@ pub async fn run(
 
     let (stop, stopped) = watch::channel(false);
     let reviewer = Arc::new(KubernetesReviewer::new(client.clone(), config.token_audiences.clone()));
-    let server = services(&config, snapshots, reviewer, authority.clone(), metrics);
+    let server = services(&config, snapshots.clone(), reviewer, authority.clone(), metrics);
     let mut server_stop = stopped.clone();
     let server = server.serve_with_incoming_shutdown(ReceiverStream::new(accepted), async move {
         let _ = server_stop.changed().await;
@@ -119,8 +121,12 @@ pub async fn run(
         "" => format!("ambit-control_{:08x}", rand::random::<u32>()),
         pod => pod.to_string(),
     };
-    let election = lease::lead(client.clone(), config.namespace.clone(), ROOTS_LEASE, me, leading, stopped);
-    let election = tokio::spawn(election);
+    let (writing, writes) = watch::channel(false);
+    let elections = [(ROOTS_LEASE, leading), (STATUS_LEASE, writing)].map(|(name, leading)| {
+        let (client, namespace) = (client.clone(), config.namespace.clone());
+        tokio::spawn(lease::lead(client, namespace, name, me.clone(), leading, stopped.clone()))
+    });
+    tasks.spawn("status", status::write(client.clone(), snapshots.clone(), writes));
     tasks.spawn("root distribution", roots::distribute(client, authority.root_bundle().into(), leads));
 
     phase.send_replace(Phase::Serving);
@@ -137,7 +143,7 @@ pub async fn run(
     // Without inputs the state ends, without the state the streams do, and without streams the server.
     watches.abort_all();
     let orderly = async {
-        let _ = election.await;
+        let _ = futures::future::join_all(elections).await;
         if result.is_ok() {
             let _ = (&mut server).await;
         }

@@ -4,6 +4,12 @@
 //! compares equal and costs nothing, and 100,000 pods are held in a fraction of their size. Nothing is decided here;
 //! what an object means is the business of [`crate::model`].
 
+mod attachment;
+mod condition;
+mod custom;
+mod external;
+mod gateway;
+mod mesh_config;
 mod node;
 mod pod;
 mod policy;
@@ -12,11 +18,17 @@ mod service;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use attachment::{Attachment, Wants};
+pub use condition::StatusCondition;
+pub use custom::ObjectError;
+pub use external::{Entry, EntryAddress, EntryPort, Resolution, ServiceEntry, WorkloadEntry};
+pub use gateway::{Address, Allowed, Gateway, GatewayClass, Listener, Requirement, Selector};
+pub use mesh_config::{EntryVisibility, MeshConfig, VisibilityPolicy, VisibilityRules};
 pub use node::{Namespace, Node};
 pub use pod::{Owner, Phase, Pod};
 pub use policy::{
-    AuthorizationPolicy, Condition, MtlsMode, Operation, PeerAuthentication, PolicyAction, PolicyError,
-    PolicyRule, Source,
+    AuthorizationPolicy, Condition, MtlsMode, Operation, PeerAuthentication, PolicyAction, PolicyRule,
+    Source, TargetRef,
 };
 pub use service::{Endpoint, Port, Protocol, Service, Slice, SlicePort, TargetPort, TrafficDistribution};
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 
-use super::TrafficDistribution;
+use super::{Attachment, Labels, TrafficDistribution};
 
 /// A node: only where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,13 +40,19 @@ pub struct Namespace {
     pub network: Arc<str>,
     /// How traffic of its services is spread, when they do not say it themselves.
     pub distribution: Option<TrafficDistribution>,
+    /// Labels.
+    pub labels: Labels,
+    /// Waypoints of what says nothing itself.
+    pub attachment: Attachment,
 }
 
 impl From<core::Namespace> for Namespace {
     fn from(namespace: core::Namespace) -> Self {
         let meta = namespace.metadata;
+        let name: Arc<str> = meta.name.as_deref().unwrap_or_default().into();
         Self {
-            name: meta.name.as_deref().unwrap_or_default().into(),
+            attachment: Attachment::read(meta.labels.as_ref(), meta.annotations.as_ref(), &name),
+            name,
             network: meta
                 .labels
                 .as_ref()
@@ -55,6 +61,7 @@ impl From<core::Namespace> for Namespace {
                 .unwrap_or_default()
                 .into(),
             distribution: TrafficDistribution::from_annotations(meta.annotations.as_ref()),
+            labels: meta.labels.unwrap_or_default(),
         }
     }
 }

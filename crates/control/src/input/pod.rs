@@ -63,6 +63,11 @@ impl Pod {
     pub fn finished(&self) -> bool {
         matches!(self.phase, Phase::Succeeded | Phase::Failed)
     }
+
+    /// Whether its addresses are its own, so that it can be found by them.
+    pub fn has_place(&self) -> bool {
+        !self.finished() && !self.host_network
+    }
 }
 
 impl From<core::Pod> for Pod {

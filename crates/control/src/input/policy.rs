@@ -5,34 +5,42 @@ use std::collections::BTreeMap;
 use kube::core::DynamicObject;
 use serde::Deserialize;
 
+use super::condition::{self, StatusCondition};
+use super::custom::{ObjectError, created, revision, spec};
 use super::{Key, Labels};
-
-/// Why a policy object cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("{kind} {key} cannot be read: {source}")]
-pub struct PolicyError {
-    kind: &'static str,
-    key: Key,
-    source: serde_json::Error,
-}
 
 /// An AuthorizationPolicy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthorizationPolicy {
     /// Namespace and name.
     pub key: Key,
+    /// Generation of its spec.
+    pub generation: Option<i64>,
     /// Revision label, if any.
     pub revision: Option<String>,
+    /// Conditions that stand on it.
+    pub conditions: Vec<StatusCondition>,
     /// Annotation `istio.io/dry-run` is true.
     pub dry_run: bool,
-    /// It names what it applies to by reference, and so is for waypoints.
-    pub targeted: bool,
+    /// What it applies to by reference; any makes it a policy for waypoints.
+    pub targets: Vec<TargetRef>,
     /// Labels of the workloads it applies to; none applies to the whole namespace.
     pub selector: Option<Labels>,
     /// What a match means.
     pub action: PolicyAction,
     /// Rules, OR-ed.
     pub rules: Vec<PolicyRule>,
+}
+
+/// What a policy applies to by reference.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct TargetRef {
+    pub group: String,
+    pub kind: String,
+    pub namespace: Option<String>,
+    pub name: String,
 }
 
 /// What a match of an AuthorizationPolicy means.
@@ -134,32 +142,32 @@ struct Selector {
 #[serde(rename_all = "camelCase", default)]
 struct AuthorizationSpec {
     selector: Option<Selector>,
-    target_ref: Option<serde_json::Value>,
-    target_refs: Vec<serde_json::Value>,
+    target_ref: Option<TargetRef>,
+    target_refs: Vec<TargetRef>,
     action: Option<String>,
     rules: Vec<PolicyRule>,
 }
 
 impl TryFrom<DynamicObject> for AuthorizationPolicy {
-    type Error = PolicyError;
+    type Error = ObjectError;
 
-    fn try_from(mut object: DynamicObject) -> Result<Self, PolicyError> {
+    fn try_from(mut object: DynamicObject) -> Result<Self, ObjectError> {
         let key = super::key_of(&object.metadata);
-        let spec: AuthorizationSpec = spec(&mut object).map_err(|source| PolicyError {
-            kind: "AuthorizationPolicy",
-            key: key.clone(),
-            source,
-        })?;
+        let spec: AuthorizationSpec = spec("AuthorizationPolicy", &key, &mut object)?;
+        let revision = revision(&object);
+        let conditions = condition::of_status(object.data.get("status"));
         let meta = object.metadata;
         Ok(Self {
             key,
-            revision: meta.labels.as_ref().and_then(|labels| labels.get("istio.io/rev")).cloned(),
+            generation: meta.generation,
+            revision,
+            conditions,
             dry_run: meta
                 .annotations
                 .as_ref()
                 .and_then(|annotations| annotations.get("istio.io/dry-run"))
                 .is_some_and(|value| value == "true"),
-            targeted: spec.target_ref.is_some() || !spec.target_refs.is_empty(),
+            targets: spec.target_ref.into_iter().chain(spec.target_refs).collect(),
             selector: selector(spec.selector),
             action: match spec.action.as_deref() {
                 None | Some("" | "ALLOW") => PolicyAction::Allow,
@@ -213,19 +221,14 @@ struct PeerSpec {
 }
 
 impl TryFrom<DynamicObject> for PeerAuthentication {
-    type Error = PolicyError;
+    type Error = ObjectError;
 
-    fn try_from(mut object: DynamicObject) -> Result<Self, PolicyError> {
+    fn try_from(mut object: DynamicObject) -> Result<Self, ObjectError> {
         let key = super::key_of(&object.metadata);
-        let spec: PeerSpec = spec(&mut object).map_err(|source| PolicyError {
-            kind: "PeerAuthentication",
-            key: key.clone(),
-            source,
-        })?;
-        let meta = object.metadata;
+        let spec: PeerSpec = spec("PeerAuthentication", &key, &mut object)?;
         Ok(Self {
-            created: meta.creation_timestamp.map_or(i64::MAX, |time| time.0.as_second()),
-            revision: meta.labels.as_ref().and_then(|labels| labels.get("istio.io/rev")).cloned(),
+            created: created(&object),
+            revision: revision(&object),
             selector: selector(spec.selector),
             mode: mode(spec.mtls.as_ref()),
             ports: spec
@@ -248,15 +251,5 @@ fn mode(mtls: Option<&Mtls>) -> MtlsMode {
         Some("STRICT") => MtlsMode::Strict,
         Some("PERMISSIVE" | "DISABLE") => MtlsMode::Permissive,
         _ => MtlsMode::Unset,
-    }
-}
-
-/// The `spec` of an object; one without any is an empty one.
-fn spec<T: serde::de::DeserializeOwned + Default>(
-    object: &mut DynamicObject,
-) -> Result<T, serde_json::Error> {
-    match object.data.get_mut("spec").map(serde_json::Value::take) {
-        None | Some(serde_json::Value::Null) => Ok(T::default()),
-        Some(value) => serde_json::from_value(value),
     }
 }

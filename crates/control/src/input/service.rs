@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{Key, Labels};
+use super::condition::{self, StatusCondition};
+use super::{Attachment, Key, Labels};
 
 /// A service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +31,10 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// How traffic is spread, when it says so itself.
     pub distribution: Option<TrafficDistribution>,
+    /// Waypoints.
+    pub attachment: Attachment,
+    /// Conditions that stand on it.
+    pub conditions: Vec<StatusCondition>,
 }
 
 /// A port of a service.
@@ -151,6 +156,12 @@ impl From<core::Service> for Service {
                 .as_deref()
                 .and_then(TrafficDistribution::parse)
                 .or_else(|| TrafficDistribution::from_annotations(service.metadata.annotations.as_ref())),
+            attachment: Attachment::read(
+                service.metadata.labels.as_ref(),
+                service.metadata.annotations.as_ref(),
+                &key.namespace,
+            ),
+            conditions: condition::of_builtin(service.status.and_then(|status| status.conditions)),
             key,
         }
     }

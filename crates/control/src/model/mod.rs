@@ -4,11 +4,15 @@
 //! Nothing here waits, reads a clock or remembers: the same objects always give the same workloads, services and
 //! policies. Which objects belong together is found by [`crate::state`].
 
+mod allocate;
 mod authorization;
+mod conditions;
+mod external;
 mod owner;
 mod peer;
 mod protocol;
 mod service;
+mod waypoint;
 mod workload;
 
 #[cfg(test)]
@@ -20,11 +24,15 @@ use mesh::ServiceKey;
 
 use crate::input;
 
-pub use authorization::{Omitted, authorization, effect};
+pub use allocate::allocation;
+pub use authorization::{Effect, Omitted, authorization, effect};
+pub use conditions::{Targets, binding, policy, waypoint_policy};
+pub use external::{EntryContext, HostContext, endpoints, host, workload_entry, workload_entry_uid};
 pub use owner::workload_name;
 pub use peer::{STATIC_STRICT, converted, converted_name, peer_keys, static_strict};
 pub use protocol::app_protocol;
 pub use service::service;
+pub use waypoint::{Bindable, Bound, Candidate, Traffic, Unbound, Waypoint, bind, waypoint};
 pub use workload::{Skip, WorkloadContext, endpoint, endpoint_uid, pod, pod_uid};
 
 /// What holds for the whole mesh.

@@ -7,16 +7,17 @@ use mesh::{
     ServicePort,
 };
 
-use super::{Settings, app_protocol};
+use super::{Bound, Settings, app_protocol};
 use crate::input::{self, TargetPort, TrafficDistribution};
 
 /// The service, or nothing when it is no part of the mesh: a DNS alias, or addresses that are none.
 ///
-/// `namespace` is how traffic is spread in its namespace when the service says nothing.
+/// `namespace` is how traffic is spread in its namespace when the service says nothing; `bound` is its waypoint.
 pub fn service(
     settings: &Settings,
     network: &Arc<str>,
     namespace: Option<TrafficDistribution>,
+    bound: Option<&Bound>,
     input: &input::Service,
 ) -> Option<Service> {
     if input.external {
@@ -45,24 +46,36 @@ pub fn service(
         _ => IpFamilies::Dual,
     };
     service.canonical = true;
+    if let Some(bound) = bound {
+        service.waypoint = Some(bound.primary.gateway.clone());
+        service.weighted_waypoints = bound.weighted();
+        service.ingress_use_waypoint = bound.ingress;
+    }
     Some(service)
 }
 
 fn load_balancing(input: &input::Service, namespace: Option<TrafficDistribution>) -> Option<LoadBalancing> {
-    use RoutingScope::{Network, Node, Region, Subzone, Zone};
     let (mode, routing_preference) = if input.local_only {
-        (LoadBalancingMode::Strict, vec![Node])
+        (LoadBalancingMode::Strict, vec![RoutingScope::Node])
     } else {
-        match input.distribution.or(namespace) {
-            Some(TrafficDistribution::SameZone) => (LoadBalancingMode::Failover, vec![Network, Region, Zone]),
-            Some(TrafficDistribution::SameNode) => {
-                (LoadBalancingMode::Failover, vec![Network, Region, Zone, Subzone, Node])
-            }
-            Some(TrafficDistribution::Any) | None => (LoadBalancingMode::Unspecified, Vec::new()),
-        }
+        spread(input.distribution.or(namespace)).unwrap_or((LoadBalancingMode::Unspecified, Vec::new()))
     };
     let health_policy =
         if input.publish_not_ready { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy };
     let says_something = mode != LoadBalancingMode::Unspecified || input.publish_not_ready;
     says_something.then_some(LoadBalancing { routing_preference, mode, health_policy })
+}
+
+/// What it means to spread traffic so; nothing when anywhere will do.
+pub(super) fn spread(
+    distribution: Option<TrafficDistribution>,
+) -> Option<(LoadBalancingMode, Vec<RoutingScope>)> {
+    use RoutingScope::{Network, Node, Region, Subzone, Zone};
+    match distribution? {
+        TrafficDistribution::SameZone => Some((LoadBalancingMode::Failover, vec![Network, Region, Zone])),
+        TrafficDistribution::SameNode => {
+            Some((LoadBalancingMode::Failover, vec![Network, Region, Zone, Subzone, Node]))
+        }
+        TrafficDistribution::Any => None,
+    }
 }

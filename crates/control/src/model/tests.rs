@@ -230,7 +230,7 @@ fn an_endpoint_that_is_no_pod_is_a_workload_without_identity_of_its_own() {
 }
 
 fn served(over: Value) -> Option<mesh::Service> {
-    service(&settings(), &"net".into(), None, &fixtures::service("web", "10.1.0.1", over))
+    service(&settings(), &"net".into(), None, None, &fixtures::service("web", "10.1.0.1", over))
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn traffic_is_spread_as_service_or_namespace_say() {
     use RoutingScope::{Network, Node, Region, Subzone, Zone};
     let of = |over: Value, namespace: Option<TrafficDistribution>| {
         let input: Service = fixtures::service("web", "10.1.0.1", over);
-        service(&settings(), &"".into(), namespace, &input).unwrap().load_balancing
+        service(&settings(), &"".into(), namespace, None, &input).unwrap().load_balancing
     };
     let zone = (LoadBalancingMode::Failover, vec![Network, Region, Zone]);
     let node = (LoadBalancingMode::Failover, vec![Network, Region, Zone, Subzone, Node]);
@@ -356,7 +356,7 @@ fn of_a_deny_policy_only_the_http_attributes_are_dropped() {
     let rules = converted_rules(spec.clone());
     assert_eq!(rules[0].clauses[0].matches[0], Match { destination_ports: vec![80], ..Match::default() });
     assert!(rules[1].clauses[0].matches[0].is_empty());
-    assert_eq!(effect(&fixtures::authorization("shop", "p", spec)), ["methods", "paths"]);
+    assert_eq!(effect(&fixtures::authorization("shop", "p", spec)).http, ["methods", "paths"]);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use mesh::{
     WorkloadType,
 };
 
+use super::external::host_ports;
 use super::{Settings, workload_name};
 use crate::input::{self, Labels, Protocol, TargetPort};
 
@@ -18,10 +19,18 @@ pub struct WorkloadContext<'a> {
     pub network: Arc<str>,
     /// Where its node is.
     pub locality: Option<&'a Locality>,
-    /// Services that select it, or that reach it by an endpoint slice.
+    /// Services that select it.
     pub services: Vec<&'a input::Service>,
+    /// Services without a selector that reach it by an endpoint slice, whose ports count.
+    pub sliced: Vec<(&'a input::Service, &'a input::Slice)>,
+    /// Hosts of ServiceEntries that select it.
+    pub hosts: Vec<(&'a input::ServiceEntry, Arc<str>)>,
     /// Policies bound to it by selector, in the order they are to be listed.
     pub policies: Vec<PolicyKey>,
+    /// Its waypoint.
+    pub waypoint: Option<mesh::Gateway>,
+    /// How it takes what tunnels carry, when it is an instance of a waypoint that says so.
+    pub tunnel: Option<mesh::ApplicationTunnel>,
 }
 
 /// Why an object is no workload.
@@ -55,7 +64,7 @@ pub fn pod(settings: &Settings, context: WorkloadContext<'_>, pod: &input::Pod) 
     let identity = Identity::new(settings.trust_domain.clone(), pod.key.namespace.clone(), account)?;
     let native = speaks_hbone(&pod.labels);
     let workload_name: Arc<str> = workload_name(pod).into();
-    let services = context
+    let mut services: BTreeMap<_, Vec<PortMapping>> = context
         .services
         .iter()
         .map(|service| {
@@ -71,6 +80,14 @@ pub fn pod(settings: &Settings, context: WorkloadContext<'_>, pod: &input::Pod) 
             (settings.service_key(&service.key), ports.collect())
         })
         .collect();
+    for (service, slice) in &context.sliced {
+        services.entry(settings.service_key(&service.key)).or_default().extend(slice_ports(service, slice));
+    }
+    for (entry, host) in &context.hosts {
+        let named = |name: &str| pod.ports.iter().find(|(have, _)| have == name).map(|(_, number)| *number);
+        let key = mesh::ServiceKey::new(entry.key.namespace.clone(), host.clone());
+        services.insert(key, host_ports(&entry.ports, named));
+    }
     let mut workload = Workload::new(pod_uid(settings, &pod.key), pod.key.name.clone(), identity);
     workload.network = context.network;
     workload.cluster = settings.cluster.clone();
@@ -79,15 +96,8 @@ pub fn pod(settings: &Settings, context: WorkloadContext<'_>, pod: &input::Pod) 
     workload.health = if pod.ready && !pod.deleting { Health::Healthy } else { Health::Unhealthy };
     workload.locality = context.locality.cloned().unwrap_or_default();
     workload.network_mode = if pod.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard };
-    workload.canonical_name =
-        first_label(&pod.labels, &["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
-            .map_or_else(|| workload_name.clone(), Arc::from);
-    workload.canonical_revision = first_label(
-        &pod.labels,
-        &["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"],
-    )
-    .unwrap_or("latest")
-    .into();
+    workload.canonical_name = canonical_name(&pod.labels).map_or_else(|| workload_name.clone(), Arc::from);
+    workload.canonical_revision = canonical_revision(&pod.labels).into();
     workload.workload_name = workload_name;
     // What istiod says of every pod, whatever made it; consumers expect it.
     workload.workload_type = WorkloadType::Pod;
@@ -95,14 +105,27 @@ pub fn pod(settings: &Settings, context: WorkloadContext<'_>, pod: &input::Pod) 
     workload.tunnel = if native || pod.captured { Tunnel::Hbone } else { Tunnel::None };
     workload.services = services;
     workload.policies = context.policies;
+    workload.waypoint = context.waypoint;
+    workload.application_tunnel = context.tunnel;
     Ok(workload)
 }
 
 /// Label `networking.istio.io/tunnel` is a comma list with `http`: the workload speaks HBONE itself.
-fn speaks_hbone(labels: &Labels) -> bool {
+pub(super) fn speaks_hbone(labels: &Labels) -> bool {
     labels
         .get("networking.istio.io/tunnel")
         .is_some_and(|list| list.split(',').any(|item| item.trim() == "http"))
+}
+
+/// Name of the application that labels give.
+pub(super) fn canonical_name(labels: &Labels) -> Option<&str> {
+    first_label(labels, &["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
+}
+
+/// Version of the application that labels give.
+pub(super) fn canonical_revision(labels: &Labels) -> &str {
+    let keys = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
+    first_label(labels, &keys).unwrap_or("latest")
 }
 
 fn first_label<'a>(labels: &'a Labels, keys: &[&str]) -> Option<&'a str> {
@@ -136,17 +159,7 @@ pub fn endpoint(
     // Nothing is known of who it is; the account is what consumers assume when none is given.
     let identity =
         Identity::new(settings.trust_domain.clone(), slice.key.namespace.clone(), "default").ok()?;
-    let ports = service
-        .ports
-        .iter()
-        .filter_map(|port| {
-            let served = slice
-                .ports
-                .iter()
-                .find(|served| served.name == port.name && served.protocol == Protocol::Tcp)?;
-            Some(PortMapping { service_port: port.port, target_port: served.port })
-        })
-        .collect();
+    let ports = slice_ports(service, slice);
     let mut workload = Workload::new(uid, slice.key.name.clone(), identity);
     workload.network = network.clone();
     workload.cluster = settings.cluster.clone();
@@ -159,4 +172,14 @@ pub fn endpoint(
     workload.workload_name = "".into();
     workload.services = BTreeMap::from([(settings.service_key(&service.key), ports)]);
     Some(workload)
+}
+
+/// Ports of a service as the endpoints of a slice serve them: joined by name.
+fn slice_ports(service: &input::Service, slice: &input::Slice) -> Vec<PortMapping> {
+    let ports = service.ports.iter().filter_map(|port| {
+        let served =
+            slice.ports.iter().find(|served| served.name == port.name && served.protocol == Protocol::Tcp)?;
+        Some(PortMapping { service_port: port.port, target_port: served.port })
+    });
+    ports.collect()
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::State;
 use super::table::{Event, Keyed, Step};
 use crate::input::{
-    AuthorizationPolicy, Key, Labels, Namespace, Node, PeerAuthentication, Pod, Service, Slice, selects,
+    Allowed, AuthorizationPolicy, Key, Labels, MeshConfig, Namespace, Node, PeerAuthentication, Pod, Service,
+    ServiceEntry, Slice, WorkloadEntry, selects,
 };
 
 /// What has to be recomputed.
@@ -16,9 +17,13 @@ pub(super) struct Dirty {
     pub services: BTreeSet<Key>,
     pub slices: BTreeSet<Key>,
     pub authorizations: BTreeSet<Key>,
+    pub gateways: BTreeSet<Key>,
+    pub hosts: BTreeSet<Arc<str>>,
+    pub entries: BTreeSet<Key>,
+    pub written: BTreeSet<Key>,
     /// Policies made of PeerAuthentications.
     pub peers: bool,
-    /// Who runs where has changed, though perhaps nothing a client sees.
+    /// Something has changed that no client sees: who runs where, or what is to be written on objects.
     pub accounts: bool,
 }
 
@@ -68,6 +73,39 @@ impl State {
                     self.peer(step);
                 }
             }
+            Event::Entries(delta) => {
+                self.missing.note("serviceentries", &delta);
+                for step in self.entries.apply(delta) {
+                    self.entry(step);
+                }
+            }
+            Event::Written(delta) => {
+                self.missing.note("workloadentries", &delta);
+                for step in self.written.apply(delta) {
+                    let sides: [Option<Arc<WorkloadEntry>>; 2] = step.into();
+                    self.dirty.written.extend(sides.iter().flatten().map(|one| one.key.clone()));
+                }
+            }
+            Event::Gateways(delta) => {
+                self.missing.note("gateways", &delta);
+                for (old, new) in self.gateways.apply(delta) {
+                    self.dirty.gateways.extend(new.or(old).map(|gateway| gateway.key.clone()));
+                }
+            }
+            Event::Classes(delta) => {
+                self.missing.note("gatewayclasses", &delta);
+                for (old, new) in self.classes.apply(delta) {
+                    let Some(class) = new.or(old) else { continue };
+                    let of = self.gateways.values().filter(|gateway| gateway.class == class.name);
+                    self.dirty.gateways.extend(of.map(|gateway| gateway.key.clone()));
+                }
+            }
+            Event::Mesh(delta) => {
+                self.missing.note("meshconfig", &delta);
+                for (_, new) in self.mesh_configs.apply(delta) {
+                    self.mesh_config(new.as_deref());
+                }
+            }
         }
     }
 
@@ -86,10 +124,11 @@ impl State {
         match delta {
             super::Delta::Put(pod) => put(pods, pod).into_iter().collect(),
             super::Delta::Gone(key) => pods.remove(&key).map(|old| (Some(old), None)).into_iter().collect(),
-            super::Delta::All(all) => {
+            super::Delta::All(all) => self.pod_steps(super::Delta::AllBut(all, BTreeSet::new())),
+            super::Delta::AllBut(all, unreadable) => {
                 let listed: BTreeSet<Key> = all.iter().map(Keyed::key).collect();
-                let lost: Vec<Key> =
-                    pods.all().map(|pod| pod.key.clone()).filter(|key| !listed.contains(key)).collect();
+                let lost = |key: &Key| !listed.contains(key) && !unreadable.contains(key);
+                let lost: Vec<Key> = pods.all().map(|pod| pod.key.clone()).filter(lost).collect();
                 let mut steps: Vec<Step<Pod>> =
                     lost.iter().filter_map(|key| pods.remove(key)).map(|old| (Some(old), None)).collect();
                 steps.extend(all.into_iter().filter_map(|pod| put(pods, pod)));
@@ -110,8 +149,29 @@ impl State {
         if let Some(new) = &new {
             self.pods_of_node.entry(new.node.clone()).or_default().insert(new.key.clone());
         }
+        let places = |pod: &Option<Arc<Pod>>| {
+            pod.as_ref().filter(|pod| pod.has_place()).map(|pod| pod.addresses.clone()).unwrap_or_default()
+        };
+        let (left, taken) = (places(&old), places(&new));
         self.dirty.accounts = true;
-        self.dirty.pods.extend(new.or(old).map(|pod| pod.key.clone()));
+        let Some(pod) = new.or(old) else { return };
+        self.dirty.pods.insert(pod.key.clone());
+        if left == taken {
+            return;
+        }
+        for ip in left {
+            if self.pod_at.get(&ip) == Some(&pod.key) {
+                self.pod_at.remove(&ip);
+            }
+        }
+        for ip in taken {
+            self.pod_at.insert(ip, pod.key.clone());
+        }
+        // An endpoint that somebody wrote down may be this pod.
+        let by_hand = self.services.of(&pod.key.namespace).filter(|service| service.selector.is_empty());
+        for service in by_hand {
+            self.dirty.slices.extend(self.slices_of_service.get(&service.key).into_iter().flatten().cloned());
+        }
     }
 
     fn node(&mut self, (old, new): Step<Node>) {
@@ -126,20 +186,90 @@ impl State {
     }
 
     fn namespace(&mut self, (old, new): Step<Namespace>) {
-        let distribution =
-            |namespace: &Option<Arc<Namespace>>| namespace.as_ref().and_then(|one| one.distribution);
+        let sides = || [&old, &new].into_iter().flatten();
+        let Some(name) = sides().next().map(|namespace| namespace.name.clone()) else { return };
         let network = |namespace: &Option<Arc<Namespace>>| {
             namespace.as_ref().map(|one| one.network.clone()).unwrap_or_default()
         };
-        let (spread, moved) = (distribution(&old) != distribution(&new), network(&old) != network(&new));
-        let Some(namespace) = new.or(old) else { return };
-        if moved && namespace.name == self.settings.root_namespace {
+        let says = |namespace: &Option<Arc<Namespace>>| {
+            namespace.as_ref().map(|one| (one.distribution, one.attachment.clone())).unwrap_or_default()
+        };
+        let labels = |namespace: &Option<Arc<Namespace>>| {
+            namespace.as_ref().map(|one| one.labels.clone()).unwrap_or_default()
+        };
+        let mut dirty = std::mem::take(&mut self.dirty);
+        if network(&old) != network(&new) && name == self.base.root_namespace {
             // The network is part of every address.
-            self.dirty.pods.extend(self.snapshot.pods.all().map(|pod| pod.key.clone()));
-            self.dirty.services.extend(self.services.keys().cloned());
-            self.dirty.slices.extend(self.slices.keys().cloned());
-        } else if spread {
-            self.dirty.services.extend(self.services.of(&namespace.name).map(|service| service.key.clone()));
+            self.touch_all(&mut dirty);
+        }
+        let selected = !self.mesh.discovery.is_empty()
+            || self.mesh.visibility.is_some()
+            || self.waypoints.values().any(|waypoint| matches!(waypoint.allowed, Allowed::Selector(_)));
+        if says(&old) != says(&new) || (selected && labels(&old) != labels(&new)) {
+            self.touch_namespace(&name, &mut dirty);
+        }
+        if !self.mesh.discovery.is_empty() && labels(&old) != labels(&new) {
+            dirty.gateways.extend(self.gateways.of(&name).map(|gateway| gateway.key.clone()));
+            dirty.authorizations.extend(self.authorizations.of(&name).map(|policy| policy.key.clone()));
+            dirty.peers = true;
+        }
+        self.dirty = dirty;
+    }
+
+    fn mesh_config(&mut self, new: Option<&MeshConfig>) {
+        let mesh = new.cloned().unwrap_or_default();
+        if mesh == self.mesh {
+            return;
+        }
+        if let Some(domain) = &mesh.trust_domain
+            && *domain != self.settings.trust_domain
+        {
+            tracing::warn!(
+                configured = %domain,
+                in_use = %self.settings.trust_domain,
+                "the trust domain is read at the start only; restart the control plane to change it"
+            );
+        }
+        self.settings.root_namespace =
+            mesh.root_namespace.clone().unwrap_or_else(|| self.base.root_namespace.clone());
+        self.mesh = mesh;
+        let mut dirty = std::mem::take(&mut self.dirty);
+        self.touch_all(&mut dirty);
+        self.dirty = dirty;
+    }
+
+    fn entry(&mut self, (old, new): Step<ServiceEntry>) {
+        let selected = |entry: &Option<Arc<ServiceEntry>>| {
+            entry.as_ref().map(|one| (one.selector.clone(), one.ports.clone(), one.hosts.clone()))
+        };
+        let endpoints = selected(&old) != selected(&new);
+        for entry in [&old, &new].into_iter().flatten() {
+            self.dirty.entries.insert(entry.key.clone());
+            self.dirty.hosts.extend(entry.hosts.iter().cloned());
+        }
+        for host in old.iter().flat_map(|entry| &entry.hosts) {
+            if let Some(entries) = self.entries_of_host.get_mut(host)
+                && let Some(entry) = &old
+            {
+                entries.remove(&entry.key);
+                if entries.is_empty() {
+                    self.entries_of_host.remove(host);
+                }
+            }
+        }
+        if let Some(entry) = &new {
+            for host in &entry.hosts {
+                self.entries_of_host.entry(host.clone()).or_default().insert(entry.key.clone());
+            }
+        }
+        if endpoints {
+            let mut dirty = std::mem::take(&mut self.dirty);
+            for entry in [&old, &new].into_iter().flatten() {
+                if let Some(selector) = &entry.selector {
+                    self.touch_selector(&entry.key.namespace, selector, &mut dirty);
+                }
+            }
+            self.dirty = dirty;
         }
     }
 
@@ -147,6 +277,10 @@ impl State {
         let sides = || [&old, &new].into_iter().flatten();
         let Some(key) = sides().next().map(|service| service.key.clone()) else { return };
         self.dirty.services.insert(key.clone());
+        let host = self.settings.service_key(&key).hostname;
+        if self.entries_of_host.contains_key(&host) {
+            self.dirty.hosts.insert(host);
+        }
         let for_endpoints = |service: &Option<Arc<Service>>| {
             service
                 .as_ref()
@@ -162,7 +296,8 @@ impl State {
         for slice in self.slices_of_service.get(&key).into_iter().flatten() {
             self.dirty.slices.insert(slice.clone());
             if by_slice && let Some(slice) = self.slices.get(slice) {
-                self.dirty.pods.extend(pods_of(slice));
+                let pods: Vec<Key> = self.pods_of_slice(slice).collect();
+                self.dirty.pods.extend(pods);
             }
         }
     }
@@ -189,7 +324,8 @@ impl State {
                 .and_then(|key| self.services.get(&key))
                 .is_some_and(|service| service.selector.is_empty());
             if by_slice {
-                self.dirty.pods.extend(pods_of(slice));
+                let pods: Vec<Key> = self.pods_of_slice(slice).collect();
+                self.dirty.pods.extend(pods);
             }
         }
     }
@@ -227,9 +363,16 @@ impl State {
             }
             None => self.dirty.pods.extend(pods.all().filter(selected).map(|pod| pod.key.clone())),
         }
+        let selects = |labels: &Labels| selector.is_none_or(|selector| selects(selector, labels));
+        let reached = |key: &Key| namespace.is_none_or(|namespace| key.namespace == *namespace);
+        let written = self.written.values().filter(|one| reached(&one.key) && selects(&one.entry.labels));
+        self.dirty.written.extend(written.map(|one| one.key.clone()));
+        let entries = self.entries.values().filter(|one| reached(&one.key) && selects(&one.labels));
+        self.dirty.entries.extend(entries.map(|one| one.key.clone()));
     }
-}
 
-fn pods_of(slice: &Slice) -> impl Iterator<Item = Key> + '_ {
-    slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref().map(|(key, _)| key.clone()))
+    /// The pods that endpoints of a slice are.
+    fn pods_of_slice(&self, slice: &Slice) -> impl Iterator<Item = Key> {
+        slice.endpoints.iter().filter_map(|endpoint| self.pod_behind(&slice.key.namespace, endpoint))
+    }
 }

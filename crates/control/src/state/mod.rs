@@ -5,40 +5,70 @@
 //! holds it; everybody else reads snapshots. Nothing is timed: whatever arrived while the last flush was computed
 //! goes into the next one, so a single change is out at once and churn makes its own batches.
 
+mod attach;
 mod dirty;
+mod external;
 mod resource;
 mod shelf;
 mod snapshot;
+mod status;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh::PolicyKey;
 use tokio::sync::{mpsc, watch};
 
-use crate::input::{AuthorizationPolicy, Key, Namespace, Node, PeerAuthentication, Service, Slice, selects};
-use crate::model::{self, Settings, WorkloadContext};
+use crate::input::{
+    AuthorizationPolicy, Endpoint, Gateway, GatewayClass, Key, Labels, MeshConfig, Namespace, Node,
+    PeerAuthentication, Service, ServiceEntry, Slice, WorkloadEntry, selects,
+};
+use crate::model::{self, Settings, Waypoint, WorkloadContext};
 use dirty::Dirty;
 use table::Table;
 
 pub use resource::{Name, Resource};
 pub use shelf::{Changes, Shelf, TooFarBehind};
 pub use snapshot::{Pods, Snapshot};
+pub use status::{StatusKind, StatusOf, Wanted};
 pub use table::{Delta, Event, Keyed};
 
 /// Everything the control plane knows, and what it has made of it.
 #[derive(Debug)]
 pub struct State {
+    /// As started.
+    base: Settings,
+    /// As the mesh configuration has it.
     settings: Settings,
+    mesh: MeshConfig,
+    mesh_configs: Table<MeshConfig>,
     nodes: Table<Node>,
     namespaces: Table<Namespace>,
     services: Table<Service>,
     slices: Table<Slice>,
     authorizations: Table<AuthorizationPolicy>,
     peers: Table<PeerAuthentication>,
+    entries: Table<ServiceEntry>,
+    written: Table<WorkloadEntry>,
+    gateways: Table<Gateway>,
+    classes: Table<GatewayClass>,
+    waypoints: BTreeMap<Key, Arc<Waypoint>>,
+    /// Policies that name what they apply to.
+    targeted: BTreeSet<Key>,
+    entries_of_host: BTreeMap<Arc<str>, BTreeSet<Key>>,
+    /// By host and namespace, the ServiceEntry that has it.
+    winners: HashMap<Arc<str>, BTreeMap<Arc<str>, Key>>,
+    /// Names published for the endpoints of a ServiceEntry.
+    endpoints_of_entry: HashMap<Key, BTreeSet<Name>>,
+    /// Allocated addresses and the ServiceEntries that have them, oldest first.
+    holders: HashMap<IpAddr, BTreeSet<(i64, Key)>>,
+    held: HashMap<Key, Vec<IpAddr>>,
+    /// The pod at an address of its own.
+    pod_at: HashMap<IpAddr, Key>,
     pods_of_node: HashMap<Arc<str>, BTreeSet<Key>>,
     slices_of_service: HashMap<Key, BTreeSet<Key>>,
     /// Names published for the endpoints of a slice.
@@ -66,13 +96,18 @@ impl Default for Missing {
             "endpointslices",
             "authorizationpolicies",
             "peerauthentications",
+            "serviceentries",
+            "workloadentries",
+            "gateways",
+            "gatewayclasses",
+            "meshconfig",
         ])
     }
 }
 
 impl Missing {
     fn note<T>(&mut self, input: &str, delta: &Delta<T>) {
-        if matches!(delta, Delta::All(_)) {
+        if matches!(delta, Delta::All(_) | Delta::AllBut(..)) {
             self.0.retain(|missing| *missing != input);
         }
     }
@@ -82,7 +117,22 @@ impl State {
     /// Knows nothing yet.
     pub fn new(settings: Settings) -> Self {
         Self {
+            base: settings.clone(),
             settings,
+            mesh: MeshConfig::default(),
+            mesh_configs: Table::default(),
+            entries: Table::default(),
+            written: Table::default(),
+            gateways: Table::default(),
+            classes: Table::default(),
+            waypoints: BTreeMap::new(),
+            targeted: BTreeSet::new(),
+            entries_of_host: BTreeMap::new(),
+            winners: HashMap::new(),
+            endpoints_of_entry: HashMap::new(),
+            holders: HashMap::new(),
+            held: HashMap::new(),
+            pod_at: HashMap::new(),
             nodes: Table::default(),
             namespaces: Table::default(),
             services: Table::default(),
@@ -102,9 +152,15 @@ impl State {
 
     /// Recomputes what was touched. Returns the new snapshot when anything in it is different.
     pub fn flush(&mut self) -> Option<Snapshot> {
-        let dirty = std::mem::take(&mut self.dirty);
+        let mut dirty = std::mem::take(&mut self.dirty);
         let before = (self.snapshot.change, self.snapshot.waiting_for.clone());
         let network = self.network();
+        for key in std::mem::take(&mut dirty.gateways) {
+            self.flush_gateway(&network, &key, &mut dirty);
+        }
+        if !dirty.services.is_empty() || !dirty.hosts.is_empty() {
+            dirty.authorizations.extend(self.targeted.iter().cloned());
+        }
         for key in &dirty.authorizations {
             self.flush_authorization(key);
         }
@@ -114,50 +170,65 @@ impl State {
         for key in &dirty.services {
             self.flush_service(&network, key);
         }
+        for host in std::mem::take(&mut dirty.hosts) {
+            self.flush_host(&network, &host, &mut dirty);
+        }
         for key in &dirty.slices {
             self.flush_slice(&network, key);
+        }
+        for key in &dirty.entries {
+            self.flush_entry(&network, key);
         }
         for key in &dirty.pods {
             self.flush_pod(&network, key);
         }
+        for key in &dirty.written {
+            self.flush_written(&network, key);
+        }
         self.snapshot.waiting_for = Some(self.missing.0.clone());
-        let changed = dirty.accounts || before != (self.snapshot.change, self.snapshot.waiting_for.clone());
+        let unseen = std::mem::take(&mut self.dirty.accounts) || dirty.accounts;
+        let changed = unseen || before != (self.snapshot.change, self.snapshot.waiting_for.clone());
         changed.then(|| self.snapshot.clone())
     }
 
     /// Network of this cluster: a label of the system namespace.
     fn network(&self) -> Arc<str> {
-        let system = Key::new("", self.settings.root_namespace.clone());
+        let system = Key::new("", self.base.root_namespace.clone());
         self.namespaces.get(&system).map_or_else(|| "".into(), |namespace| namespace.network.clone())
     }
 
     fn flush_authorization(&mut self, key: &Key) {
-        let policy = self.authorizations.get(key).and_then(|input| {
-            let policy = model::authorization(&self.settings, input);
-            match &policy {
-                Err(omitted) => tracing::info!(policy = %key, reason = %omitted, "policy not enforced by node proxies"),
-                Ok(_) => {
-                    let left_out = model::effect(input);
-                    if !left_out.is_empty() {
-                        tracing::warn!(policy = %key, http_attributes = ?left_out, "policy enforced without its HTTP attributes");
-                    }
-                }
-            }
-            policy.ok()
-        });
+        let input = self.authorizations.get(key).cloned();
+        self.targeted.remove(key);
+        let Some(input) = input.filter(|_| self.discovers(&key.namespace)) else {
+            self.unwanted(&StatusOf { kind: StatusKind::AuthorizationPolicy, key: key.clone() });
+            return self.remove_policy(&key.to_string());
+        };
+        if !input.targets.is_empty() {
+            self.targeted.insert(key.clone());
+        }
+        let policy = model::authorization(&self.settings, &input);
+        self.policy_status(&input, policy.as_ref().err());
         match policy {
-            Some(policy) => self.put_policy(&policy),
-            None => self.remove_policy(&key.to_string()),
+            Ok(policy) => {
+                let effect = model::effect(&input);
+                if effect.lost || effect.wider || !effect.invalid.is_empty() {
+                    tracing::warn!(
+                        policy = %key, http_attributes = ?effect.http, not_understood = ?effect.invalid,
+                        no_effect = effect.dead, "policy not enforced as written; see its status"
+                    );
+                }
+                self.put_policy(&policy);
+            }
+            Err(omitted) => {
+                tracing::info!(policy = %key, reason = %omitted, "policy not enforced by node proxies");
+                self.remove_policy(&key.to_string());
+            }
         }
     }
 
     fn flush_peers(&mut self) {
-        let ours = || {
-            self.peers
-                .values()
-                .map(|peer| &**peer)
-                .filter(|peer| self.settings.in_revision(peer.revision.as_deref()))
-        };
+        let ours = || self.peers.values().map(|peer| &**peer).filter(|peer| self.takes_peer(peer));
         let mut policies: Vec<mesh::Policy> =
             ours().filter_map(|peer| model::converted(&self.settings, ours(), peer)).collect();
         if ours().next().is_some() {
@@ -175,14 +246,24 @@ impl State {
     }
 
     fn flush_service(&mut self, network: &Arc<str>, key: &Key) {
-        let service = self.services.get(key).and_then(|input| {
-            let namespace = self.namespaces.get(&Key::new("", key.namespace.clone()));
+        let input = self.services.get(key).cloned().filter(|_| self.discovers(&key.namespace));
+        let bound = input.as_ref().map(|input| self.bind_service(input));
+        let service = input.as_ref().and_then(|input| {
+            let namespace = self.namespace_named(&key.namespace);
             let distribution = namespace.and_then(|namespace| namespace.distribution);
-            model::service(&self.settings, network, distribution, input)
+            let bound = bound.as_ref().and_then(|bound| bound.as_ref().ok()?.as_ref());
+            model::service(&self.settings, network, distribution, bound, input)
         });
         match service {
             Some(service) => self.put_address(Resource::service(&service)),
             None => self.remove_address(&self.settings.service_key(key).to_string()),
+        }
+        match (input, bound) {
+            (Some(input), Some(bound)) => {
+                let condition = model::binding(&bound, true);
+                self.want(StatusKind::Service, key, None, &input.conditions, condition, None);
+            }
+            _ => self.unwanted(&StatusOf { kind: StatusKind::Service, key: key.clone() }),
         }
     }
 
@@ -190,9 +271,14 @@ impl State {
         let resources: Vec<Resource> = self
             .slices
             .get(key)
+            .filter(|_| self.discovers(&key.namespace))
             .and_then(|slice| {
                 let service = self.services.get(&Key::new(key.namespace.clone(), slice.service.clone()?))?;
                 let endpoints = slice.endpoints.iter().filter_map(|endpoint| {
+                    let by_hand = service.selector.is_empty();
+                    if by_hand && self.pod_behind(&key.namespace, endpoint).is_some() {
+                        return None;
+                    }
                     let workload = model::endpoint(&self.settings, network, slice, endpoint, service)?;
                     Some(self.encode(&workload, [&**service]))
                 });
@@ -213,17 +299,26 @@ impl State {
     }
 
     fn flush_pod(&mut self, network: &Arc<str>, key: &Key) {
-        let built = self.snapshot.pods.get(key).and_then(|pod| {
+        let pod = self.snapshot.pods.get(key).filter(|_| self.discovers(&key.namespace));
+        let built = pod.and_then(|pod| {
             let services: Vec<&Service> = self.services_of(pod).collect();
+            let sliced = self.slices_with(pod);
             let policies = self.policies_of(pod);
+            let (waypoint, tunnel) = self.waypoint_of(pod);
+            let all: Vec<&Service> =
+                services.iter().copied().chain(sliced.iter().map(|(service, _)| *service)).collect();
             let context = WorkloadContext {
                 network: network.clone(),
                 locality: self.nodes.get(&Key::new("", pod.node.clone())).map(|node| &node.locality),
-                services: services.clone(),
+                services,
+                sliced,
+                hosts: self.hosts_selecting(&key.namespace, &pod.labels),
                 policies: policies.clone(),
+                waypoint,
+                tunnel,
             };
             match model::pod(&self.settings, context, pod) {
-                Ok(workload) => Some((self.encode(&workload, services), policies)),
+                Ok(workload) => Some((self.encode(&workload, all), policies)),
                 Err(model::Skip::Identity(error)) => {
                     tracing::warn!(pod = %key, %error, "pod left out of the mesh");
                     None
@@ -247,44 +342,68 @@ impl State {
         }
     }
 
-    /// Services that a pod is an endpoint of: by selector, or, for services without one, by endpoint slice.
+    /// Services that select a pod.
     fn services_of<'a>(&'a self, pod: &'a crate::input::Pod) -> impl Iterator<Item = &'a Service> {
-        let sliced = move |service: &Service| {
-            let slices = self.slices_of_service.get(&service.key).into_iter().flatten();
-            slices.filter_map(|slice| self.slices.get(slice)).flat_map(|slice| &slice.endpoints).any(
-                |endpoint| endpoint.pod.as_ref().is_some_and(|(key, uid)| *key == pod.key && *uid == pod.uid),
-            )
-        };
         self.services.of(&pod.key.namespace).map(|service| &**service).filter(move |service| {
-            !service.external
-                && if service.selector.is_empty() {
-                    sliced(service)
-                } else {
-                    selects(&service.selector, &pod.labels)
-                }
+            !service.external && !service.selector.is_empty() && selects(&service.selector, &pod.labels)
         })
     }
 
-    /// Policies bound to a pod by selector, then those of PeerAuthentications.
+    /// Services without a selector that reach a pod by an endpoint slice, each with the slice.
+    fn slices_with<'a>(&'a self, pod: &crate::input::Pod) -> Vec<(&'a Service, &'a Slice)> {
+        let Some(namespace) = self.snapshot.pods.get(&pod.key).map(|pod| &pod.key.namespace) else {
+            return Vec::new();
+        };
+        let by_hand =
+            self.services.of(namespace).filter(|service| !service.external && service.selector.is_empty());
+        let slices = by_hand.flat_map(|service| {
+            let slices = self.slices_of_service.get(&service.key).into_iter().flatten();
+            slices.filter_map(|slice| self.slices.get(slice)).map(move |slice| (&**service, &**slice))
+        });
+        slices
+            .filter(|(_, slice)| {
+                slice.endpoints.iter().any(|endpoint| match &endpoint.pod {
+                    Some((key, uid)) => *key == pod.key && *uid == pod.uid,
+                    None => self.pod_behind(namespace, endpoint).as_ref() == Some(&pod.key),
+                })
+            })
+            .collect()
+    }
+
+    /// The pod that an endpoint is: the one it names, or the one of its namespace that has its address.
+    fn pod_behind(&self, namespace: &Arc<str>, endpoint: &Endpoint) -> Option<Key> {
+        if let Some((key, _)) = &endpoint.pod {
+            return Some(key.clone());
+        }
+        let first = endpoint.addresses.as_ref()?.first()?;
+        self.pod_at.get(first).filter(|key| key.namespace == *namespace).cloned()
+    }
+
+    /// Policies bound to a pod.
     fn policies_of(&self, pod: &crate::input::Pod) -> Vec<PolicyKey> {
-        let namespaces = [&self.settings.root_namespace, &pod.key.namespace];
+        self.policies_bound(&pod.key.namespace, &pod.labels)
+    }
+
+    /// Policies bound by selector, then those of PeerAuthentications.
+    fn policies_bound(&self, namespace: &Arc<str>, labels: &Labels) -> Vec<PolicyKey> {
+        let namespaces = [&self.settings.root_namespace, namespace];
         let same = namespaces[0] == namespaces[1];
         let mut keys: Vec<PolicyKey> = namespaces[usize::from(same)..]
             .iter()
             .flat_map(|namespace| self.authorizations.of(namespace))
-            .filter(|policy| policy.selector.as_ref().is_some_and(|selector| selects(selector, &pod.labels)))
+            .filter(|policy| policy.selector.as_ref().is_some_and(|selector| selects(selector, labels)))
             .map(|policy| PolicyKey::from(policy.key.to_string()))
             // Only what is published: a client skips a policy that it is told of and does not have.
             .filter(|policy| self.snapshot.policies.get(policy).is_some())
             .collect();
         keys.sort();
-        let ours = self
-            .peers
-            .values()
-            .map(|peer| &**peer)
-            .filter(|peer| self.settings.in_revision(peer.revision.as_deref()));
-        keys.extend(model::peer_keys(&self.settings, ours, &pod.key.namespace, &pod.labels));
+        let ours = self.peers.values().map(|peer| &**peer).filter(|peer| self.takes_peer(peer));
+        keys.extend(model::peer_keys(&self.settings, ours, namespace, labels));
         keys
+    }
+
+    fn takes_peer(&self, peer: &PeerAuthentication) -> bool {
+        self.settings.in_revision(peer.revision.as_deref()) && self.discovers(&peer.key.namespace)
     }
 
     fn encode<'a>(

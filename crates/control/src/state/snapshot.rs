@@ -5,6 +5,7 @@ use std::sync::Arc;
 use imbl::{HashMap, OrdMap};
 
 use super::shelf::Shelf;
+use super::status::{StatusOf, Wanted};
 use crate::input::{Key, Pod};
 
 /// The state of the mesh at one moment. Clones share everything, so that readers hold it as long as they like.
@@ -20,6 +21,8 @@ pub struct Snapshot {
     pub policies: Shelf,
     /// Pods, for the node authorizer.
     pub pods: Pods,
+    /// What is still to be written on objects.
+    pub statuses: OrdMap<StatusOf, Arc<Wanted>>,
 }
 
 /// Node, namespace and account.

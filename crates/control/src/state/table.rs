@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::input::{AuthorizationPolicy, Key, Namespace, Node, PeerAuthentication, Pod, Service, Slice};
+use crate::input::{
+    AuthorizationPolicy, Gateway, GatewayClass, Key, MeshConfig, Namespace, Node, PeerAuthentication, Pod,
+    Service, ServiceEntry, Slice, WorkloadEntry,
+};
 
 /// What was heard of objects of one kind.
 #[derive(Clone, Debug)]
@@ -14,6 +17,8 @@ pub enum Delta<T> {
     Gone(Key),
     /// These are all there are.
     All(Vec<T>),
+    /// These are all there are, but for some that are there and cannot be read: what is known of those stays.
+    AllBut(Vec<T>, BTreeSet<Key>),
 }
 
 /// What was heard.
@@ -27,6 +32,11 @@ pub enum Event {
     Slices(Delta<Slice>),
     Authorizations(Delta<AuthorizationPolicy>),
     Peers(Delta<PeerAuthentication>),
+    Entries(Delta<ServiceEntry>),
+    Written(Delta<WorkloadEntry>),
+    Gateways(Delta<Gateway>),
+    Classes(Delta<GatewayClass>),
+    Mesh(Delta<MeshConfig>),
 }
 
 /// An object with a key. Objects without a namespace have an empty one.
@@ -42,18 +52,16 @@ macro_rules! keyed {
         }
     })*};
 }
-keyed!(Pod, Service, Slice, AuthorizationPolicy, PeerAuthentication);
+keyed!(Pod, Service, Slice, AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry, Gateway);
 
-impl Keyed for Node {
-    fn key(&self) -> Key {
-        Key::new("", self.name.clone())
-    }
+macro_rules! named {
+    ($($kind:ty),*) => {$(impl Keyed for $kind {
+        fn key(&self) -> Key {
+            Key::new("", self.name.clone())
+        }
+    })*};
 }
-impl Keyed for Namespace {
-    fn key(&self) -> Key {
-        Key::new("", self.name.clone())
-    }
-}
+named!(Node, Namespace, GatewayClass, MeshConfig);
 
 /// Objects of one kind.
 #[derive(Debug)]
@@ -74,9 +82,11 @@ impl<T: Keyed + PartialEq> Table<T> {
         match delta {
             Delta::Put(object) => self.put(object).into_iter().collect(),
             Delta::Gone(key) => self.0.remove(&key).map(|old| (Some(old), None)).into_iter().collect(),
-            Delta::All(objects) => {
+            Delta::All(objects) => self.apply(Delta::AllBut(objects, BTreeSet::new())),
+            Delta::AllBut(objects, unreadable) => {
                 let listed: BTreeSet<Key> = objects.iter().map(Keyed::key).collect();
-                let lost: Vec<Key> = self.0.keys().filter(|key| !listed.contains(key)).cloned().collect();
+                let lost = |key: &&Key| !listed.contains(key) && !unreadable.contains(key);
+                let lost: Vec<Key> = self.0.keys().filter(lost).cloned().collect();
                 let lost = lost.iter().filter_map(|key| self.0.remove(key)).map(|old| (Some(old), None));
                 let mut steps: Vec<Step<T>> = lost.collect();
                 steps.extend(objects.into_iter().filter_map(|object| self.put(object)));

@@ -22,6 +22,11 @@ impl World {
             Event::Pods(Delta::All(vec![])),
             Event::Authorizations(Delta::All(vec![])),
             Event::Peers(Delta::All(vec![])),
+            Event::Entries(Delta::All(vec![])),
+            Event::Written(Delta::All(vec![])),
+            Event::Gateways(Delta::All(vec![])),
+            Event::Classes(Delta::All(vec![])),
+            Event::Mesh(Delta::All(vec![])),
         ] {
             world.state.apply(event);
         }

@@ -8,7 +8,7 @@ use kube::{Api, Client};
 use tokio::sync::{mpsc, watch};
 
 use super::pump;
-use crate::input::PolicyError;
+use crate::input::ObjectError;
 use crate::state::{Delta, Event, Keyed};
 
 /// A kind that may be absent.
@@ -36,8 +36,37 @@ pub const PEER_AUTHENTICATIONS: CustomKind = CustomKind {
     plural: "peerauthentications",
 };
 
+/// ServiceEntry.
+pub const SERVICE_ENTRIES: CustomKind = CustomKind {
+    group: "networking.istio.io",
+    version: "v1",
+    kind: "ServiceEntry",
+    plural: "serviceentries",
+};
+
+/// WorkloadEntry.
+pub const WORKLOAD_ENTRIES: CustomKind = CustomKind {
+    group: "networking.istio.io",
+    version: "v1",
+    kind: "WorkloadEntry",
+    plural: "workloadentries",
+};
+
+/// Gateway.
+pub const GATEWAYS: CustomKind =
+    CustomKind { group: "gateway.networking.k8s.io", version: "v1", kind: "Gateway", plural: "gateways" };
+
+/// GatewayClass.
+pub const GATEWAY_CLASSES: CustomKind = CustomKind {
+    group: "gateway.networking.k8s.io",
+    version: "v1",
+    kind: "GatewayClass",
+    plural: "gatewayclasses",
+};
+
 impl CustomKind {
-    fn resource(&self) -> ApiResource {
+    /// As the API client wants it.
+    pub fn resource(&self) -> ApiResource {
         let kind = GroupVersionKind::gvk(self.group, self.version, self.kind);
         ApiResource::from_gvk_with_plural(&kind, self.plural)
     }
@@ -65,7 +94,7 @@ pub(super) async fn watch<T>(
     events: mpsc::Sender<Event>,
     wrap: fn(Delta<T>) -> Event,
 ) where
-    T: TryFrom<DynamicObject, Error = PolicyError> + Keyed + Send + 'static,
+    T: TryFrom<DynamicObject, Error = ObjectError> + Keyed + Send + 'static,
 {
     // None until the definitions have been listed once.
     let (exists, mut existence) = watch::channel(None::<bool>);
@@ -80,7 +109,7 @@ pub(super) async fn watch<T>(
                     let read = |object: DynamicObject| match T::try_from(object) {
                         Ok(object) => Some(object),
                         Err(error) => {
-                            tracing::warn!(%error, "policy ignored; its last readable form stays in force");
+                            tracing::warn!(%error, "object ignored; its last readable form stays in force");
                             None
                         }
                     };

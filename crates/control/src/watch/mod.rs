@@ -7,6 +7,7 @@
 
 mod custom;
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use futures::{StreamExt, TryStreamExt};
@@ -18,12 +19,17 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::input::MeshConfig;
 use crate::state::{Delta, Event, Keyed};
 
-pub use custom::{AUTHORIZATION_POLICIES, CustomKind, PEER_AUTHENTICATIONS};
+pub use custom::{
+    AUTHORIZATION_POLICIES, CustomKind, GATEWAY_CLASSES, GATEWAYS, PEER_AUTHENTICATIONS, SERVICE_ENTRIES,
+    WORKLOAD_ENTRIES,
+};
 
-/// Starts the watches of all inputs. They end when `events` is closed.
-pub fn all(client: &Client, events: &mpsc::Sender<Event>) -> JoinSet<()> {
+/// Starts the watches of all inputs. They end when `events` is closed. `mesh` is the namespace and name of the mesh
+/// configuration.
+pub fn all(client: &Client, mesh: (&str, &str), events: &mpsc::Sender<Event>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(builtin::<core::Pod, _>(client.clone(), "pods", events.clone(), Event::Pods));
     tasks.spawn(builtin::<core::Node, _>(client.clone(), "nodes", events.clone(), Event::Nodes));
@@ -42,7 +48,25 @@ pub fn all(client: &Client, events: &mpsc::Sender<Event>) -> JoinSet<()> {
     ));
     tasks.spawn(custom::watch(client.clone(), AUTHORIZATION_POLICIES, events.clone(), Event::Authorizations));
     tasks.spawn(custom::watch(client.clone(), PEER_AUTHENTICATIONS, events.clone(), Event::Peers));
+    tasks.spawn(custom::watch(client.clone(), SERVICE_ENTRIES, events.clone(), Event::Entries));
+    tasks.spawn(custom::watch(client.clone(), WORKLOAD_ENTRIES, events.clone(), Event::Written));
+    tasks.spawn(custom::watch(client.clone(), GATEWAYS, events.clone(), Event::Gateways));
+    tasks.spawn(custom::watch(client.clone(), GATEWAY_CLASSES, events.clone(), Event::Classes));
+    tasks.spawn(mesh_config(client.clone(), mesh.0.into(), mesh.1.into(), events.clone()));
     tasks
+}
+
+/// Watches the mesh configuration, which may be absent.
+async fn mesh_config(client: Client, namespace: String, name: String, events: mpsc::Sender<Event>) {
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let stream = watcher(Api::<core::ConfigMap>::namespaced(client, &namespace), config);
+    let read = move |map: core::ConfigMap| {
+        // A server that does not know the selector sends all of them.
+        if map.metadata.name.as_deref() == Some(&name) { MeshConfig::read(&map) } else { None }
+    };
+    let key =
+        |map: &core::ConfigMap| crate::input::Key::new("", map.metadata.name.as_deref().unwrap_or_default());
+    pump(stream, "meshconfig", read, key, &events, Event::Mesh).await;
 }
 
 /// Watches a kind that every cluster has.
@@ -106,6 +130,7 @@ async fn pump<K, T>(
 {
     let mut stream = std::pin::pin!(stream.default_backoff().into_stream());
     let mut listing: Vec<T> = Vec::new();
+    let mut unreadable: BTreeSet<crate::input::Key> = BTreeSet::new();
     let mut failing = false;
     while let Some(heard) = stream.next().await {
         let event = match heard {
@@ -124,13 +149,20 @@ async fn pump<K, T>(
         let delta = match event {
             watcher::Event::Init => {
                 listing.clear();
+                unreadable.clear();
                 continue;
             }
             watcher::Event::InitApply(object) => {
-                listing.extend(read(object));
+                let name = key(&object);
+                match read(object) {
+                    Some(object) => listing.push(object),
+                    None => drop(unreadable.insert(name)),
+                }
                 continue;
             }
-            watcher::Event::InitDone => Delta::All(std::mem::take(&mut listing)),
+            watcher::Event::InitDone => {
+                Delta::AllBut(std::mem::take(&mut listing), std::mem::take(&mut unreadable))
+            }
             watcher::Event::Apply(object) => match read(object) {
                 Some(object) => Delta::Put(object),
                 None => continue,
