@@ -44,7 +44,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 /// For a client with `credential` that accepts a server which proves to be one of `expected`.
-pub(crate) fn client_config(
+pub fn client_config(
     credential: &Credential,
     expected: &[Identity],
 ) -> Result<Arc<ClientConfig>, HandshakeError> {
@@ -62,7 +62,7 @@ pub(crate) fn client_config(
 }
 
 /// For a server with `credential` that accepts clients of its own trust domain.
-pub(crate) fn server_config(credential: &Credential) -> Result<Arc<ServerConfig>, HandshakeError> {
+pub fn server_config(credential: &Credential) -> Result<Arc<ServerConfig>, HandshakeError> {
     credential.server_config(|| {
         let own = credential.identity().trust_domain();
         let verifier = verify::ClientIdentity::new(credential.roots(), own)?;

@@ -64,8 +64,22 @@ pub struct Config {
     pub workers: usize,
     /// Names.
     pub dns: Dns,
+    /// Trust domain of this proxy's own identity (`TRUST_DOMAIN`).
+    pub trust_domain: String,
+    /// The observer that is told of flows; none: nobody is.
+    pub flows: Option<FlowTarget>,
     /// Ports of the proxy's own servers.
     pub ports: Ports,
+}
+
+/// The observer that is told of flows.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowTarget {
+    /// `host:port` (`FLOW_ADDRESS`).
+    pub address: String,
+    /// Namespace and service account that it must prove to be (`FLOW_ACCOUNT`).
+    pub account: (String, String),
 }
 
 /// The proxy's own pod, when known; its metrics are then served over the mesh, too.

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::dns::Dns;
 use crate::flows::Flows;
 use crate::pods::Table;
+use crate::reports::Reports;
 use crate::views::Views;
 
 /// Shared by all pods; each member has its own owner.
@@ -20,6 +21,7 @@ pub(crate) struct Context {
     pub(crate) views: Views,
     pub(crate) certs: Certs,
     pub(crate) flows: Arc<Flows>,
+    pub(crate) reports: Option<Reports>,
     pub(crate) dns: Dns,
     pub(crate) pods: Table,
     pub(crate) pods_changed: watch::Sender<u64>,

@@ -79,6 +79,20 @@ impl Failure {
         }
     }
 
+    /// The policy that decided, `namespace/name#rule`; empty when none did.
+    pub(crate) fn policy(&self) -> std::sync::Arc<str> {
+        match self {
+            Self::Denied(verdict) | Self::PolicyChange(verdict) => match verdict {
+                Verdict::Denied(by) | Verdict::Allowed(by) => format!("{}#{}", by.policy, by.rule).into(),
+                Verdict::NotAllowed(policies) | Verdict::Unknown(policies) => {
+                    policies.first().cloned().unwrap_or_default()
+                }
+                Verdict::AllowedByDefault => "".into(),
+            },
+            _ => "".into(),
+        }
+    }
+
     /// The `response_flags` of the metrics (reference/data-plane.md §10). A source whose peer answered 401 says
     /// DENY as the destination does.
     pub(crate) fn flag(&self) -> ResponseFlag {

@@ -2,7 +2,8 @@
 //!
 //! `path` is the sentence everything else exists for: accept → identify → decide → authorize → dial → copy →
 //! account. `pods` owns the listeners inside the pods' namespaces, `pool` the tunnels, `certs` the certificates,
-//! `xds` the view of the mesh, `flows` the accounting, `dns` the names, `http` the proxy's own servers.
+//! `xds` the view of the mesh, `flows` the accounting, `reports` what the observer is told of it,
+//! `dns` the names, `http` the proxy's own servers.
 //!
 //! Decisions are made in [`mesh`] and the protocol of tunnels is in [`hbone`]; this crate does the IO.
 
@@ -21,10 +22,11 @@ mod path;
 mod pods;
 mod pool;
 mod ready;
+mod reports;
 mod run;
 mod sockets;
 mod views;
 mod xds;
 
-pub use config::{Config, ConfigError, Dns, Keepalive, Own, Ports, Remote, Root, Token};
+pub use config::{Config, ConfigError, Dns, FlowTarget, Keepalive, Own, Ports, Remote, Root, Token};
 pub use run::{RunError, run, run_with_log};

@@ -115,7 +115,8 @@ async fn through_tunnel(
         source_ip: client.ip(),
         hop: route.hop,
     };
-    let (_lease, mut upstream) = open(pod, &key, &head).await?;
+    let (lease, mut upstream) = open(pod, &key, &head).await?;
+    flow.established(Some(lease.tunnel.identity()));
     copy::both_ways(&mut Tcp::new(stream), &mut upstream, flow).await.map_err(Failure::Copy)
 }
 
@@ -143,6 +144,7 @@ async fn in_plaintext(
     outdated: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     let upstream = pod.sockets.connect(to, None).await.map_err(Failure::Connect)?;
+    flow.established(None);
     let watched = Watched::new(flow);
     let (mut client, mut server) = (Tcp::new(stream), Tcp::new(&upstream));
     tokio::select! {
@@ -257,6 +259,7 @@ async fn inbound_stream(context: &Context, pod: &Pod, client: &Client, request: 
     let baggage = context.config.response_baggage.then(|| Baggage::of(&workload));
     let result = match responder.accept(baggage.as_ref()) {
         Ok(mut stream) => {
+            flow.established(None);
             let mut end = Tcp::new(&application);
             let copy = copy::both_ways(&mut stream, &mut end, &flow);
             until_revoked(&mut listed, copy).await
@@ -300,6 +303,7 @@ pub(crate) async fn inbound_plaintext(context: &Context, pod: &Pod, accepted: Ac
             let from = transparent.then(|| peer.ip());
             let carry = async {
                 let application = pod.sockets.connect(target, from).await.map_err(Failure::Connect)?;
+                flow.established(None);
                 let copy = copy::both_ways(&mut Tcp::new(&stream), &mut Tcp::new(&application), &flow).await;
                 copy.map_err(Failure::Copy)
             };

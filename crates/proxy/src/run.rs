@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::certs::Certs;
-use crate::config::Config;
+use crate::config::{Config, Own};
 use crate::context::{Context, Stats};
 use crate::dns::Dns;
 use crate::flows::Flows;
@@ -18,6 +18,7 @@ use crate::http::{Listeners, Shown};
 use crate::logging::LogHandle;
 use crate::pods::{self, Manager, Pod, PodInfo, zds};
 use crate::ready::Readiness;
+use crate::reports::{Observer, Reports};
 use crate::sockets::Sockets;
 use crate::views::Views;
 use crate::xds;
@@ -36,6 +37,11 @@ pub enum RunError {
     /// A privilege is missing.
     #[error("cannot serve pods: {0}; the capabilities SYS_ADMIN, NET_ADMIN and NET_RAW are needed")]
     Privileges(String),
+    /// The names that it was given make no identity.
+    #[error(
+        "flows cannot be reported: {0}; look at TRUST_DOMAIN, POD_NAMESPACE, SERVICE_ACCOUNT and FLOW_ACCOUNT"
+    )]
+    Identity(String),
 }
 
 /// Runs the proxy until `shutdown` resolves (or it is told to quit), then drains and returns.
@@ -59,11 +65,16 @@ pub async fn run_with_log(
     let state = readiness.pending(STATE_TASK);
     let first_snapshot = readiness.pending(zds::TASK);
     let drain = CancellationToken::new();
+    let reports = config.flows.as_ref().map(|_| Reports::new());
     let context = Arc::new(Context {
         settings: config.tunnel_settings(),
         views: Views::default(),
         certs: Certs::new(&config),
-        flows: Arc::new(Flows::default()),
+        flows: Arc::new(match &reports {
+            Some(reports) => Flows::reporting(reports.table()),
+            None => Flows::default(),
+        }),
+        reports: reports.clone(),
         dns: Dns::new(&config),
         pods: Arc::default(),
         pods_changed: watch::Sender::new(0),
@@ -94,7 +105,12 @@ pub async fn run_with_log(
     if let Some(client) = client {
         spawn(Box::pin(client.run()));
     }
-    spawn(Box::pin(warm(context.clone(), local, own.clone())));
+    let observer = observer(&context)?;
+    let reporter = observer.as_ref().map(|observer| observer.identity.clone());
+    spawn(Box::pin(warm(context.clone(), local, own.clone(), reporter)));
+    if let (Some(reports), Some(observer)) = (reports.clone(), observer) {
+        spawn(Box::pin(reports.run(observer)));
+    }
     spawn(Box::pin(sweep(context.flows.clone())));
     let agent = {
         let (context, readiness, drain) = (context.clone(), readiness.clone(), drain.clone());
@@ -115,6 +131,9 @@ pub async fn run_with_log(
     drain.cancel();
     let _ = agent.await;
     end(&context, own.as_deref()).await;
+    if let Some(reports) = reports {
+        reports.finish().await;
+    }
     background.cancel();
     Ok(())
 }
@@ -174,17 +193,40 @@ fn own_pod(context: &Arc<Context>) -> Option<Arc<Pod>> {
     }
 }
 
+/// Whom flows are reported to, if anybody.
+fn observer(context: &Context) -> Result<Option<Observer>, RunError> {
+    let config = &context.config;
+    let Some(target) = &config.flows else { return Ok(None) };
+    let identity = |namespace: &str, account: &str| {
+        Identity::new(&*config.trust_domain, namespace, account)
+            .map_err(|error| RunError::Identity(error.to_string()))
+    };
+    let Own { name, namespace, service_account, .. } = &config.own;
+    let namespace = namespace.clone().unwrap_or_default();
+    Ok(Some(Observer {
+        address: target.address.clone(),
+        expected: identity(&target.account.0, &target.account.1)?,
+        identity: identity(&namespace, service_account.as_deref().unwrap_or_default())?,
+        node: config.node.clone().unwrap_or_default(),
+        pod_namespace: namespace,
+        pod_name: name.clone().unwrap_or_default(),
+        certs: context.certs.clone(),
+    }))
+}
+
 /// Fetches certificates before they are needed: for this node's workloads and for the pods that are served.
 async fn warm(
     context: Arc<Context>,
     mut local: watch::Receiver<Arc<BTreeSet<Identity>>>,
     own: Option<Arc<Pod>>,
+    reporter: Option<Identity>,
 ) {
     let mut views = context.views.changes();
     let mut pods = context.pods_changed.subscribe();
     loop {
         let mut wanted: BTreeSet<Identity> = (**local.borrow_and_update()).clone();
         wanted.extend(pods::identities(&context));
+        wanted.extend(reporter.clone());
         if let Some(own) = &own
             && let Some(workload) = own.find(&context.views.load(), context.config.node.as_deref())
         {
@@ -219,8 +261,7 @@ fn raise_descriptor_limit() {
 
 /// Entering a namespace and marking packets must work, or no pod could be served.
 fn check_privileges(config: &Config) -> Result<(), RunError> {
-    let entering = netns::NetNs::current().and_then(|own| own.run(|| ()));
-    entering.map_err(|error| RunError::Privileges(error.to_string()))?;
+    netns::NetNs::may_enter().map_err(|error| RunError::Privileges(error.to_string()))?;
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
     let marked = socket.and_then(|socket| socket.set_mark(config.mark));
     marked.map_err(|error| RunError::Privileges(format!("packets cannot be marked: {error}")))

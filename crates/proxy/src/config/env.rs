@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Config, Dns, Keepalive, Own, Ports, Remote, Root, Token};
+use super::{Config, Dns, FlowTarget, Keepalive, Own, Ports, Remote, Root, Token};
 
 /// A variable whose value cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,6 +100,8 @@ impl Vars {
                 resolv_conf: "/etc/resolv.conf".into(),
                 preferred_namespace: self.text("PREFERED_SERVICE_NAMESPACE").map(str::to_owned),
             },
+            trust_domain: self.text("TRUST_DOMAIN").unwrap_or("cluster.local").to_owned(),
+            flows: self.flows()?,
             ports: Ports { admin: 15000, stats: 15020, readiness: 15021 },
         })
     }
@@ -174,6 +176,36 @@ impl Vars {
             token: self.token(),
             headers: headers.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect(),
         })
+    }
+
+    /// Where flows are reported to; needs to know who we are.
+    fn flows(&self) -> Result<Option<FlowTarget>, ConfigError> {
+        let variable = "FLOW_ADDRESS";
+        let Some(value) = self.text(variable) else { return Ok(None) };
+        let address = value.strip_prefix("https://").unwrap_or(value).trim_end_matches('/');
+        let uri: Result<http::Uri, _> = format!("http://{address}").parse();
+        let usable =
+            uri.is_ok_and(|uri| uri.host().is_some() && uri.port_u16().is_some() && uri.path() == "/");
+        if !usable {
+            return Err(error(variable, value, "expected host:port of the observer's flow stream"));
+        }
+        for needed in ["NODE_NAME", "POD_NAME", "POD_NAMESPACE", "SERVICE_ACCOUNT"] {
+            if self.text(needed).is_none() {
+                let why = format!("flows are reported under the proxy's own identity, which needs {needed}");
+                return Err(error(variable, value, &why));
+            }
+        }
+        let namespace = self.text("POD_NAMESPACE").unwrap_or_default();
+        let account = match self.text("FLOW_ACCOUNT") {
+            None => (namespace.to_owned(), "ambit-observe".to_owned()),
+            Some(account) => match account.split_once('/') {
+                Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+                    (namespace.to_owned(), name.to_owned())
+                }
+                _ => return Err(error("FLOW_ACCOUNT", account, "expected namespace/service-account")),
+            },
+        };
+        Ok(Some(FlowTarget { address: address.to_owned(), account }))
     }
 
     /// A path when it looks like one, else the token itself.

@@ -9,8 +9,8 @@ mod log;
 mod series;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use mesh::{Authority, Decision, Identity, ResponseFlag, Service, Workload};
@@ -22,6 +22,7 @@ use series::{Registry, Series};
 
 use crate::copy::Meter;
 use crate::failure::Failure;
+use crate::reports::{self, End, Lane, Pair, Security};
 
 /// Series that nobody used for this long are dropped.
 const IDLE_SERIES: Duration = Duration::from_secs(1800);
@@ -31,6 +32,8 @@ const IDLE_SERIES: Duration = Duration::from_secs(1800);
 pub struct Flows {
     registry: Registry,
     sockets: [AtomicI64; 2],
+    /// What is counted for the observer; none: nothing is.
+    reports: Option<Arc<reports::Table>>,
     /// Connections refused before their context was known, by reporter and reason.
     refused: Mutex<std::collections::BTreeMap<(&'static str, &'static str), u64>>,
 }
@@ -58,6 +61,39 @@ pub struct Opening {
     pub dst: SocketAddr,
     /// Inside the tunnel.
     pub hbone: Option<Authority>,
+    /// What only the observer is told.
+    pub facts: Facts,
+}
+
+/// What metrics and log do not say, and the observer is told.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Where the ends run, and what kind of workloads they are.
+    pub(crate) ends: [Place; 2],
+    /// Port at the destination workload.
+    pub(crate) port: u16,
+    /// Why it is not encrypted; empty when it is.
+    pub(crate) plaintext: &'static str,
+}
+
+/// Where an end runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Place {
+    node: Arc<str>,
+    address: Option<std::net::IpAddr>,
+    kind: Option<mesh::WorkloadType>,
+    enrolled: bool,
+}
+
+impl Place {
+    fn of(workload: Option<&Workload>, address: std::net::IpAddr) -> Self {
+        Self {
+            node: workload.map(|workload| workload.node.clone()).unwrap_or_default(),
+            address: Some(address),
+            kind: workload.map(|workload| workload.workload_type),
+            enrolled: workload.is_some_and(|workload| workload.tunnel == mesh::Tunnel::Hbone),
+        }
+    }
 }
 
 impl Opening {
@@ -73,6 +109,22 @@ impl Opening {
             Decision::Refuse(_) | Decision::Resolve { .. } => return None,
         };
         let mutual_tls = route.is_some();
+        let plaintext = match decision {
+            Decision::Passthrough { why, .. } => why.code(),
+            _ => "",
+        };
+        let port = match route.map(|route| (&route.authority, route.via)) {
+            Some((Authority::Address(target), mesh::Via::Direct)) => target.port(),
+            _ => dst.port(),
+        };
+        let facts = Facts {
+            ends: [
+                Place::of(Some(source), client.ip()),
+                Place::of(workload.map(|workload| &**workload), dst.ip()),
+            ],
+            port,
+            plaintext,
+        };
         // Behind a waypoint the destination is not ours to name.
         let direct = workload.filter(|_| route.is_none_or(|route| route.via == mesh::Via::Direct));
         Some(Self {
@@ -86,6 +138,7 @@ impl Opening {
             src: client,
             dst,
             hbone: route.map(|route| route.authority.clone()),
+            facts,
         })
     }
 
@@ -107,6 +160,16 @@ impl Opening {
             (None, Some(baggage)) => Side::from_baggage(baggage, proven),
             (None, None) => Side { principal: proven, ..Side::default() },
         };
+        let port = match &hbone {
+            Some(Authority::Address(target)) => target.port(),
+            Some(Authority::Hostname(_, port)) => *port,
+            None => dst.port(),
+        };
+        let facts = Facts {
+            ends: [Place::of(source, src.ip()), Place::of(Some(destination), dst.ip())],
+            port,
+            plaintext: "",
+        };
         Self {
             reporter: Reporter::Destination,
             source: side,
@@ -118,6 +181,52 @@ impl Opening {
             src,
             dst,
             hbone,
+            facts,
+        }
+    }
+
+    fn end(side: &Side, pod: Option<&Arc<str>>, place: &Place) -> End {
+        End {
+            cluster: side.cluster.clone(),
+            namespace: side.namespace.clone(),
+            pod: pod.cloned().unwrap_or_default(),
+            workload: side.workload.clone(),
+            kind: place.kind,
+            canonical: side.canonical.clone(),
+            revision: side.revision.clone(),
+            node: place.node.clone(),
+            address: place.address,
+            enrolled: place.enrolled,
+        }
+    }
+
+    /// What the observer counts the flow under. Identities are named only where certificates proved them.
+    fn pair(&self, peer: Option<&Identity>, verdict: reports::Verdict, reason: &'static str) -> Pair {
+        let carried = verdict == reports::Verdict::Allowed && self.mutual_tls;
+        let [source_place, destination_place] = &self.facts.ends;
+        let at_source = self.reporter == Reporter::Source;
+        let proven = |own: bool, side: &Side| match (own, peer) {
+            (false, Some(peer)) => Some(peer.clone()),
+            _ => side.principal.clone(),
+        };
+        // At the destination the client has proven itself before anything could be refused.
+        let known = carried || (self.mutual_tls && !at_source);
+        Pair {
+            reporter: self.reporter,
+            source: Self::end(&self.source, self.source_pod.as_ref(), source_place),
+            destination: Self::end(&self.destination, self.destination_pod.as_ref(), destination_place),
+            source_identity: proven(at_source, &self.source).filter(|_| known),
+            destination_identity: proven(!at_source, &self.destination).filter(|_| known),
+            service: self.service.clone(),
+            port: self.facts.port,
+            security: match () {
+                () if known => Security::MutualTls,
+                () if source_place.address == destination_place.address => Security::NodeLocal,
+                () => Security::Plaintext,
+            },
+            verdict,
+            reason,
+            policy: "".into(),
         }
     }
 }
@@ -131,6 +240,8 @@ pub struct Flow {
     up: AtomicU64,
     down: AtomicU64,
     closed: bool,
+    /// Once it is established, its counters for the observer.
+    lane: OnceLock<Option<Arc<Lane>>>,
 }
 
 impl Flows {
@@ -155,7 +266,13 @@ impl Flows {
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             closed: false,
+            lane: OnceLock::new(),
         }
+    }
+
+    /// All accounting, with counts for the observer.
+    pub(crate) fn reporting(table: Arc<reports::Table>) -> Self {
+        Self { reports: Some(table), ..Self::default() }
     }
 
     /// A connection that was refused before anything else was known of it.
@@ -203,10 +320,49 @@ impl Flows {
 }
 
 impl Flow {
+    /// Bytes can move from now on; `peer` is who the other end of the tunnel proved to be, where that is news.
+    pub(crate) fn established(&self, peer: Option<&Identity>) {
+        let Some(table) = &self.flows.reports else { return };
+        self.lane.get_or_init(|| {
+            let lane =
+                table.lane(self.opening.pair(peer, reports::Verdict::Allowed, self.opening.facts.plaintext));
+            if let Some(lane) = &lane {
+                lane.opened();
+            }
+            lane
+        });
+    }
+
+    fn report_end(&self, failure: Option<&Failure>) {
+        let Some(table) = &self.flows.reports else { return };
+        match (self.lane.get(), failure) {
+            (Some(lane), _) => {
+                if let Some(lane) = lane {
+                    lane.closed();
+                }
+            }
+            // A client that gave up has not been failed.
+            (None, None | Some(Failure::Abandoned)) => {}
+            (None, Some(failure)) => {
+                let flag = failure.flag();
+                let verdict = match flag {
+                    ResponseFlag::Deny => reports::Verdict::Denied,
+                    _ => reports::Verdict::Failed,
+                };
+                let mut pair = self.opening.pair(None, verdict, flag.as_str());
+                pair.policy = failure.policy();
+                if let Some(lane) = table.lane(pair) {
+                    lane.failed();
+                }
+            }
+        }
+    }
+
     /// The flow ended as it should, or with a failure.
     pub(crate) fn close(mut self, result: Result<(), &Failure>) {
         self.closed = true;
         let flag = result.err().map_or(ResponseFlag::None, Failure::flag);
+        self.report_end(result.err());
         self.end(flag, result.err().map(ToString::to_string));
     }
 
@@ -222,6 +378,7 @@ impl Flow {
 impl Drop for Flow {
     fn drop(&mut self) {
         if !self.closed {
+            self.report_end(None);
             self.end(ResponseFlag::None, Some("connection closed due to connection drain".into()));
         }
     }
@@ -231,11 +388,17 @@ impl Meter for Flow {
     fn client_to_server(&self, bytes: u64) {
         self.up.fetch_add(bytes, Ordering::Relaxed);
         self.series.received.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(Some(lane)) = self.lane.get() {
+            lane.received(bytes);
+        }
     }
 
     fn server_to_client(&self, bytes: u64) {
         self.down.fetch_add(bytes, Ordering::Relaxed);
         self.series.sent.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(Some(lane)) = self.lane.get() {
+            lane.sent(bytes);
+        }
     }
 }
 

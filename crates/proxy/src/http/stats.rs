@@ -30,6 +30,9 @@ pub(super) fn encode(shown: &Shown, open: bool) -> String {
     let mut out = String::with_capacity(64 << 10);
     shown.context.flows.encode(&mut out);
     shown.context.dns.encode(&mut out);
+    if let Some(reports) = &shown.context.reports {
+        reports.encode(&mut out);
+    }
     own(shown, &mut out);
     if open {
         out.push_str("# EOF\n");

@@ -100,6 +100,15 @@ impl Proxy {
     }
 
     pub async fn start_with(node: &str, control: SocketAddr, more: &[(&str, &str)]) -> Self {
+        Self::start_changed(node, control, more, |_| ()).await
+    }
+
+    pub async fn start_changed(
+        node: &str,
+        control: SocketAddr,
+        more: &[(&str, &str)],
+        change: impl FnOnce(&mut proxy::Config),
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("zds.sock");
         let listener = SeqPacketListener::bind(&path, 0o600).unwrap();
@@ -112,6 +121,7 @@ impl Proxy {
         vars.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let mut config = proxy::Config::from_vars(vars).unwrap();
         let (admin, stats, readiness) = (free_port().await, free_port().await, free_port().await);
+        change(&mut config);
         config.ports = proxy::Ports { admin: admin.port(), stats: stats.port(), readiness: readiness.port() };
         let (stop, stopped) = oneshot::channel();
         let done = tokio::spawn(async move {
@@ -167,7 +177,7 @@ impl Metrics {
                 let (name, value) = label.split_once("=\"").unwrap();
                 (name.to_owned(), value.trim_end_matches('"').to_owned())
             });
-            (name.to_owned(), labels.collect(), value.parse().unwrap())
+            (name.to_owned(), labels.collect(), value.parse::<f64>().unwrap() as u64)
         });
         Self(series.collect())
     }
@@ -211,16 +221,21 @@ pub struct World {
 
 impl World {
     pub async fn new(node: &Node) -> Self {
-        log::collect();
         let (control, address) = Control::start().await;
+        Self::with(node, control, address, &[]).await
+    }
+
+    /// With further variables for both proxies.
+    pub async fn with(node: &Node, control: Control, address: SocketAddr, more: &[(&str, &str)]) -> Self {
+        log::collect();
         let (a, b, c) = (node.pod(2), node.pod(3), node.pod(4));
         control.workload(&workload("a", "node-a", &a));
         control.workload(&workload("b", "node-b", &b));
         let mut plain = workload("c", "node-b", &c);
         plain.tunnel = Tunnel::None;
         control.workload(&plain);
-        let pa = Proxy::start("node-a", address).await;
-        let pb = Proxy::start("node-b", address).await;
+        let pa = Proxy::start_with("node-a", address, more).await;
+        let pb = Proxy::start_with("node-b", address, more).await;
         for (proxy, name, pod) in [(&pa, "a", &a), (&pb, "b", &b)] {
             assert_eq!(proxy.agent.add(name, name, pod).await, "");
             pod.redirect();
