@@ -53,3 +53,53 @@ pub(crate) fn patterns(name: &str) -> impl Iterator<Item = String> + '_ {
     let rests = name.match_indices('.').map(|(dot, _)| &name[dot..]);
     std::iter::once(name.to_owned()).chain(rests.map(|rest| format!("*{rest}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(name: &str) -> Vec<String> {
+        of(name, "ns", "cluster.local").into_iter().map(|alias| alias.name).collect()
+    }
+
+    #[test]
+    fn short_names_are_completed_as_kubernetes_does() {
+        assert_eq!(names("web"), ["web", "web.ns.svc.cluster.local"]);
+        assert_eq!(names("web.x"), ["web.x", "web.x.svc.cluster.local", "web.x.ns.svc.cluster.local"]);
+        assert_eq!(
+            names("web.x.svc"),
+            ["web.x.svc", "web.x.svc.cluster.local", "web.x.svc.svc.cluster.local"]
+        );
+        assert_eq!(names("a.web.x"), ["a.web.x", "a.web.x.svc.cluster.local"]);
+        assert_eq!(names("a.web.x.svc"), ["a.web.x.svc", "a.web.x.svc.cluster.local"]);
+        assert_eq!(names("a.b.c.d"), ["a.b.c.d"]);
+    }
+
+    #[test]
+    fn search_domains_are_taken_off_and_counted() {
+        let all = of("api.example.com.ns.svc.cluster.local", "ns", "cluster.local");
+        let stripped = |name: &str| all.iter().find(|alias| alias.name == name).map(|alias| alias.stripped);
+        assert_eq!(stripped("api.example.com"), Some(Some(3)));
+        assert_eq!(stripped("api.example.com.ns"), Some(Some(4)));
+        assert_eq!(stripped("api.example.com.ns.svc"), Some(Some(5)));
+        assert_eq!(all[0].stripped, None);
+    }
+
+    #[test]
+    fn no_name_is_tried_twice_and_only_whole_labels_are_taken_off() {
+        for name in ["web", "web.ns.svc.cluster.local", "a.b.svc.cluster.local", "xcluster.local"] {
+            let mut all = names(name);
+            let count = all.len();
+            all.sort();
+            all.dedup();
+            assert_eq!(all.len(), count, "{name}");
+        }
+        assert!(!names("xcluster.local").contains(&"x".to_owned()));
+        assert!(!names(".cluster.local").contains(&String::new()));
+    }
+
+    #[test]
+    fn wildcards_go_from_the_longest_to_the_shortest() {
+        assert_eq!(patterns("a.b.c").collect::<Vec<_>>(), ["a.b.c", "*.b.c", "*.c"]);
+    }
+}

@@ -4,11 +4,12 @@
 //! its id is replaced, and only records at its end are left out when it does not fit. Nothing here does IO, and no
 //! bytes, whoever sent them, make it panic.
 
-use bytes::Bytes;
-use hickory_proto::op::{Edns, Message, MessageType, OpCode};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME};
-use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use std::net::IpAddr;
+
+use bytes::Bytes;
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Asked};
+use hickory_proto::rr::rdata::CNAME;
+use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 
 use super::answer::{Answer, Family, Question};
 
@@ -21,6 +22,8 @@ const LARGEST_DATAGRAM: usize = 65_507;
 const OUR_PAYLOAD: u16 = 4096;
 const OPT: u16 = 41;
 const TTL: u32 = 30;
+/// What precedes the target in a CNAME: a pointer to its owner, type, class, TTL, length.
+const CNAME_HEAD: usize = 12;
 
 /// Codes that say that this resolver cannot help, though another may.
 const POOR: [u8; 3] = [2, 4, 5];
@@ -158,36 +161,42 @@ impl Query {
         message.metadata.recursion_desired = self.bytes[2] & 1 != 0;
         message.metadata.recursion_available = true;
         message.metadata.checking_disabled = self.bytes[3] & 0x10 != 0;
-        let mut query = hickory_proto::op::Query::query(question.name.clone(), self.kind);
-        query.set_query_class(DNSClass::IN);
-        message.add_query(query);
+        message.add_query(Asked::query(question.name.clone(), self.kind));
         if let Some(alias) = &answer.alias {
             let cname = RData::CNAME(CNAME(alias.clone()));
             message.add_answer(Record::from_rdata(question.name.clone(), TTL, cname));
         }
-        let owner = answer.alias.as_ref().unwrap_or(&question.name);
-        message.add_answers(answer.addresses.iter().map(|ip| {
-            let data = match ip {
-                IpAddr::V4(ip) => RData::A(A(*ip)),
-                IpAddr::V6(ip) => RData::AAAA(AAAA(*ip)),
-            };
-            Record::from_rdata(owner.clone(), TTL, data)
-        }));
-        if self.payload.is_some() {
-            let mut edns = Edns::new();
-            edns.set_max_payload(OUR_PAYLOAD);
-            message.set_edns(edns);
-        }
-        match message.to_vec() {
-            Ok(mut bytes) => {
-                self.restore_id(&mut bytes);
-                bytes
-            }
+        let mut bytes = match message.to_vec() {
+            Ok(bytes) => bytes,
             Err(error) => {
                 tracing::debug!(%error, "an answer of the mesh cannot be written");
-                self.failed(SERVFAIL)
+                return self.failed(SERVFAIL);
+            }
+        };
+        self.restore_id(&mut bytes);
+        // By hand, since the encoder points at a name only so many times, and a long answer would not fit.
+        let owner = match question_end(&bytes) {
+            Some(end) if answer.alias.is_some() => end + CNAME_HEAD,
+            _ => HEADER,
+        };
+        let answers = count(&bytes, 1) as usize + answer.addresses.len();
+        for ip in &answer.addresses {
+            bytes.extend((0xc000 | owner as u16).to_be_bytes());
+            let kind = if ip.is_ipv4() { RecordType::A } else { RecordType::AAAA };
+            bytes.extend(u16::from(kind).to_be_bytes());
+            bytes.extend(u16::from(DNSClass::IN).to_be_bytes());
+            bytes.extend(TTL.to_be_bytes());
+            match ip {
+                IpAddr::V4(ip) => bytes.extend([0, 4].into_iter().chain(ip.octets())),
+                IpAddr::V6(ip) => bytes.extend([0, 16].into_iter().chain(ip.octets())),
             }
         }
+        // There are at most as many as `answer` allows.
+        bytes[6..8].copy_from_slice(&(answers as u16).to_be_bytes());
+        if self.payload.is_some() {
+            add_opt(&mut bytes);
+        }
+        bytes
     }
 
     /// The answer that says that nothing was found out.
@@ -243,13 +252,18 @@ fn failure(query: &[u8], question_end: usize, edns: bool, rcode: u8) -> Vec<u8> 
     }
     bytes[6..12].fill(0);
     if edns {
-        bytes[11] = 1;
-        bytes.push(0);
-        bytes.extend(OPT.to_be_bytes());
-        bytes.extend(OUR_PAYLOAD.to_be_bytes());
-        bytes.extend([0; 6]);
+        add_opt(&mut bytes);
     }
     bytes
+}
+
+/// Adds our OPT to a message that has no additional record yet.
+fn add_opt(bytes: &mut Vec<u8>) {
+    bytes[11] = 1;
+    bytes.push(0);
+    bytes.extend(OPT.to_be_bytes());
+    bytes.extend(OUR_PAYLOAD.to_be_bytes());
+    bytes.extend([0; 6]);
 }
 
 /// Leaves out whole records from the end until the message has at most `limit` bytes, keeps its OPT, and marks it.

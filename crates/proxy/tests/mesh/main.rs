@@ -3,8 +3,10 @@
 mod control;
 mod harness;
 mod namespaces;
+mod resolver;
 
 mod carrying;
 mod life;
+mod names;
 mod policies;
 mod requests;

@@ -129,7 +129,7 @@ impl Pod {
     }
 }
 
-fn sh(script: &str) {
+pub fn sh(script: &str) {
     let output = Command::new("sh").args(["-ec", script]).output().unwrap();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
 }
