@@ -44,7 +44,7 @@ function fold(members: Node[], tall: number): Node[][] {
   return result;
 }
 
-/** Longest path from those that nobody calls, back edges left out. At most five layers: width is dear. */
+/** Longest path from those that nobody calls, back edges left out. Few layers: a box should be no ribbon. */
 function layers(members: Node[], edges: Edge[]): Map<string, number> {
   const next = new Map<string, string[]>(members.map((node) => [node.id, []]));
   const called = new Set<string>();
@@ -74,12 +74,13 @@ function layers(members: Node[], edges: Edge[]): Map<string, number> {
       }
     }
   }
+  const deepest = Math.max(1, Math.round(Math.sqrt(members.length) * 0.9) - 1);
   const layer = new Map<string, number>();
   for (const id of order.reverse()) {
     const own = layer.get(id) ?? 0;
     layer.set(id, own);
     for (const to of next.get(id) ?? []) {
-      if (!back.has(`${id} ${to}`)) layer.set(to, Math.min(4, Math.max(layer.get(to) ?? 0, own + 1)));
+      if (!back.has(`${id} ${to}`)) layer.set(to, Math.min(deepest, Math.max(layer.get(to) ?? 0, own + 1)));
     }
   }
   return layer;

@@ -14,8 +14,8 @@ export const SIZE = {
   card: { w: 212, h: 76 },
   tile: 16,
   tileGap: 5,
-  rowGap: 14,
-  columnGap: 64,
+  rowGap: 16,
+  columnGap: 74,
   header: 40,
   pad: 18,
   boxGap: 44,
@@ -23,8 +23,9 @@ export const SIZE = {
   blockGap: 20,
   blockLabel: 20,
 };
-/** Up to so many pods they have names on the screen; beyond, they are tiles. */
+/** Up to so many pods they have names on the screen; beyond, they are tiles if their workloads have several each. */
 const NAMED_PODS = 80;
+const NAMED_PODS_AT_MOST = 600;
 /** The box of whoever is not in the cluster. */
 export const OUTSIDE = "outside";
 
@@ -62,7 +63,8 @@ export class Memory {
 
 export function layout(level: Level, nodes: Map<string, Node>, edges: Iterable<Edge>, memory: Memory): Layout {
   const groups = group(level, nodes);
-  const tiles = level === "pod" && countPods(groups) > NAMED_PODS;
+  const pods = countPods(groups);
+  const tiles = level === "pod" && pods > NAMED_PODS && (pods > NAMED_PODS_AT_MOST || pods > 2.5 * countWorkloads(nodes));
   const key = `${level} ${tiles}`;
   if (memory.key !== key) Object.assign(memory, new Memory(), { key });
 
@@ -124,6 +126,12 @@ function compare(a: string, b: string): number {
 function countPods(groups: Groups): number {
   let sum = 0;
   for (const members of groups.values()) sum += members.length;
+  return sum;
+}
+
+function countWorkloads(nodes: Map<string, Node>): number {
+  let sum = 0;
+  for (const node of nodes.values()) if (node.kind === "workload") sum += 1;
   return sum;
 }
 
@@ -201,7 +209,7 @@ function tilePlan(id: string, members: Node[], nodes: Map<string, Node>): Plan {
   return { id, hub: false, card: false, cells, blocks: ordered, w, h };
 }
 
-const TILES_ACROSS = 8;
+const TILES_ACROSS = 10;
 
 /** Blocks of tiles within their box, in rows; their places are a function of the plan alone. */
 function blockPlaces(blocks: Map<string, string[]>, pods: number): { w: number; h: number; at: Map<string, Rect> } {

@@ -13,6 +13,8 @@ const SPEED = 46;
 
 export function travel(ctx: CanvasRenderingContext2D, scene: Scene, camera: Camera, width: number, height: number, seconds: number, colours: Palette): void {
   const chosen = choose(scene);
+  // Seen from afar they are small, or they would hide what they travel on.
+  const size = Math.max(0.5, Math.min(1.1, camera.scale));
   ctx.lineCap = "round";
   for (const tone of ["quiet", "proven", "denied", "unproven", "open"] as Tone[]) {
     ctx.strokeStyle = colours.tone[tone];
@@ -21,7 +23,7 @@ export function travel(ctx: CanvasRenderingContext2D, scene: Scene, camera: Came
     const ring = tone === "open" || tone === "unproven";
     for (const { entry, dots } of chosen) {
       if (entry.tone !== tone) continue;
-      const { line } = entry.route;
+      const line = entry.tone === "proven" ? entry.route.line : entry.route.strand;
       // Where a line begins its walk differs by line, or all would march in step.
       const first = (hash(entry.edge.id) + seconds * SPEED) % line.length;
       for (let i = 0; i < dots; i++) {
@@ -29,23 +31,39 @@ export function travel(ctx: CanvasRenderingContext2D, scene: Scene, camera: Came
         const x = (p.x - camera.x) * camera.scale, y = (p.y - camera.y) * camera.scale;
         if (x < -8 || y < -8 || x > width + 8 || y > height + 8) continue;
         if (ring) {
-          ctx.moveTo(x + 3.2, y);
-          ctx.arc(x, y, 3.2, 0, Math.PI * 2);
+          ctx.moveTo(x + 3.2 * size, y);
+          ctx.arc(x, y, 3.2 * size, 0, Math.PI * 2);
         } else {
-          ctx.moveTo(x - p.dx * 3, y - p.dy * 3);
-          ctx.lineTo(x + p.dx * 3, y + p.dy * 3);
+          ctx.moveTo(x - p.dx * 3 * size, y - p.dy * 3 * size);
+          ctx.lineTo(x + p.dx * 3 * size, y + p.dy * 3 * size);
         }
       }
     }
-    ctx.lineWidth = ring ? 1.6 : 3.6;
+    ctx.lineWidth = (ring ? 1.6 : 3.4) * size;
     if (ring) ctx.fill();
     ctx.stroke();
+  }
+  uncover(ctx, scene, camera, width, height);
+}
+
+/** Travellers pass behind nodes and signs, as their lines do: what would cover them is wiped away. */
+function uncover(ctx: CanvasRenderingContext2D, scene: Scene, camera: Camera, width: number, height: number): void {
+  const wipe = (x: number, y: number, w: number, h: number): void => {
+    const left = (x - camera.x) * camera.scale, top = (y - camera.y) * camera.scale;
+    const across = w * camera.scale, down = h * camera.scale;
+    if (left < width && top < height && left + across > 0 && top + down > 0) ctx.clearRect(left, top, across, down);
+  };
+  for (const { spot } of scene.nodes) wipe(spot.x, spot.y, spot.w, spot.h);
+  for (const { box } of scene.boxes) if (box.card) wipe(box.x, box.y, box.w, box.h);
+  for (const e of scene.edges) {
+    const r = e.route.trunk ? { w: 46, h: 12 } : e.sign === "half" ? { w: 30, h: 12 } : { w: 9, h: 9 };
+    if (e.route.trunk || e.tone !== "proven") wipe(e.route.badge.x - r.w, e.route.badge.y - r.h, 2 * r.w, 2 * r.h);
   }
 }
 
 /** What is looked at first, then trunks, then what is not in order, then the rest while the budget lasts. */
 function choose(scene: Scene): { entry: SceneEdge; dots: number }[] {
-  const able = scene.edges.filter((e) => e.dots > 0 && !e.faded && e.edge.stale_ms === null && e.route.line.length > 12);
+  const able = scene.edges.filter((e) => e.dots > 0 && !e.faded && !e.calm && e.edge.stale_ms === null && e.route.line.length > 12);
   const rank = (e: SceneEdge): number => (e.strong ? 0 : e.route.trunk ? 1 : e.tone !== "proven" ? 2 : 3);
   const ordered = able.length > 60 ? [...able].sort((a, b) => rank(a) - rank(b)) : able;
   const chosen: { entry: SceneEdge; dots: number }[] = [];

@@ -11,20 +11,17 @@ import type { Palette } from "./palette.js";
 import type { Scene, SceneBox, SceneEdge, SceneNode } from "./scene.js";
 
 /** More lines than this and those in order carry no lock of their own until they are pointed at. */
-const LOCKS = 90;
-/** Edges between tiles beyond this many are painted only if they are not in order, or asked for. */
-const TILE_EDGES = 250;
+const LOCKS = 40;
 
 export function paint(ctx: CanvasRenderingContext2D, scene: Scene, camera: Camera, view: Rect, colours: Palette): void {
   const seen = (r: Rect): boolean => overlap(r, view);
-  const tiles = scene.layout.blocks.size > 0;
-  const calls = scene.edges.filter((e) => !e.route.trunk);
-  const sparse = tiles && calls.length > TILE_EDGES;
-  const painted = scene.edges.filter((e) => !sparse || e.route.trunk || e.strong || e.tone !== "proven" && e.tone !== "quiet");
+  const painted = scene.edges.filter((e) => !e.calm);
+  const calls = painted.filter((e) => !e.route.trunk);
+  const signed = new Set(painted.filter((e) => e.route.trunk).map((e) => e.edge.target));
 
-  for (const box of scene.boxes) if (!box.box.card && seen(box.box)) paintBox(ctx, box, camera, colours);
+  for (const box of scene.boxes) if (!box.box.card && seen(box.box)) paintBox(ctx, box, camera, colours, signed.has(box.box.id));
   // Lines in front of boxes, behind what stands in them.
-  const crowd = Math.max(0.22, Math.min(0.8, 60 / Math.max(1, calls.length)));
+  const crowd = Math.max(0.22, Math.min(0.85, 24 / Math.max(1, calls.length)));
   for (const e of painted) if (!e.route.trunk) paintCall(ctx, e, crowd, colours, scene.focused);
   for (const e of painted) if (e.route.trunk) paintTrunk(ctx, e, colours, 1);
   for (const e of painted) if (e.route.trunk && e.tone !== "proven") paintTrunk(ctx, e, colours, 2);
@@ -47,7 +44,7 @@ function blockName(id: string): string {
   return name.slice(name.indexOf("/") + 1);
 }
 
-function paintBox(ctx: CanvasRenderingContext2D, { box, node, tone }: SceneBox, camera: Camera, colours: Palette): void {
+function paintBox(ctx: CanvasRenderingContext2D, { box, node, tone }: SceneBox, camera: Camera, colours: Palette, signed: boolean): void {
   roundRect(ctx, box, 14);
   ctx.fillStyle = colours.box;
   ctx.fill();
@@ -60,7 +57,7 @@ function paintBox(ctx: CanvasRenderingContext2D, { box, node, tone }: SceneBox, 
   const name = node ? node.name : "Outside the mesh";
   if (node) glyph(ctx, stateSign(node.state), box.x + 15, box.y + 20 - size * 0.6, size * 1.15, colours.tone[tone]);
   text(ctx, name, box.x + (node ? 15 + size * 1.4 : 16), box.y + 20, {
-    size, colour: colours.text, font: colours.font, weight: 600, width: box.w - size * 1.4 - 30 - (camera.scale > 0.6 ? 96 : 0),
+    size, colour: colours.text, font: colours.font, weight: 600, width: box.w - size * 1.4 - 24 - (signed ? 110 : 0),
   });
 }
 
@@ -76,8 +73,8 @@ function paintCard(ctx: CanvasRenderingContext2D, { box, node, tone, faded, with
   const size = Math.min(24, 14 * Math.max(1, 0.8 / camera.scale));
   text(ctx, node.name, box.x + 16, box.y + 28, { size, colour: colours.text, font: colours.font, weight: 600, width: box.w - 32 });
   if (camera.scale > 0.42) {
-    const out = node.pods_enrolled !== null && node.pods_enrolled < node.pods ? ` · ${node.pods - node.pods_enrolled} not in mesh` : "";
-    const pods = `${node.pods} ${node.pods === 1 ? "pod" : "pods"}${out}`;
+    const out = node.pods_enrolled !== null && node.pods_enrolled < node.pods;
+    const pods = out ? `${node.pods_enrolled} of ${node.pods} in mesh` : `${node.pods} ${node.pods === 1 ? "pod" : "pods"}`;
     text(ctx, pods, box.x + 16, box.y + 53, { size: 12, colour: out ? colours.tone.open : colours.muted, font: colours.font, width: box.w - 100 });
     if (within) {
       const t = edgeTone(within.edge);
@@ -112,7 +109,7 @@ function paintNode(ctx: CanvasRenderingContext2D, entry: SceneNode, camera: Came
   ctx.fillStyle = colours.surface;
   ctx.fill();
   ctx.lineWidth = node.hub ? 1.8 : 1;
-  ctx.strokeStyle = node.hub ? colours.tone.proven : entry.tone === "proven" || entry.tone === "quiet" ? colours.border : colour;
+  ctx.strokeStyle = node.hub ? colour : entry.tone === "proven" || entry.tone === "quiet" ? colours.border : colour;
   if (node.pods_enrolled === 0) ctx.setLineDash([4, 3]);
   ctx.stroke();
   ctx.setLineDash([]);
@@ -150,25 +147,28 @@ function paintCall(ctx: CanvasRenderingContext2D, e: SceneEdge, crowd: number, c
   ctx.globalAlpha = 1;
 }
 
-/** First the sleeve, the same for all so that many make one; then, if something is wrong, a strand of its colour in it. */
+/** First the sleeve, the same for all so that many make one; then, if something is wrong, a strand of its colour beside. */
 function paintTrunk(ctx: CanvasRenderingContext2D, e: SceneEdge, colours: Palette, pass: 1 | 2): void {
   ctx.lineJoin = "round";
-  polyline(ctx, e.route.line);
   if (pass === 1) {
     ctx.globalAlpha = e.faded ? 0.25 : 1;
+    polyline(ctx, e.route.line);
     ctx.strokeStyle = colours.soft.proven;
     ctx.lineWidth = 9;
     ctx.stroke();
-    ctx.strokeStyle = e.edge.stale_ms === null ? colours.tone.proven : colours.muted;
-    ctx.lineWidth = e.strong ? 3 : 2;
-    ctx.stroke();
+    if (e.edge.bytes.proven > 0) {
+      ctx.strokeStyle = e.edge.stale_ms === null ? colours.tone.proven : colours.muted;
+      ctx.lineWidth = e.strong ? 3 : 2;
+      ctx.stroke();
+    }
   } else {
     ctx.globalAlpha = e.faded ? 0.2 : 1;
+    polyline(ctx, e.route.strand);
     ctx.strokeStyle = colours.canvas;
-    ctx.lineWidth = 4.5;
+    ctx.lineWidth = 5;
     ctx.stroke();
-    ctx.strokeStyle = colours.tone[e.tone];
-    ctx.lineWidth = 2;
+    ctx.strokeStyle = e.edge.stale_ms === null ? colours.tone[e.tone] : colours.muted;
+    ctx.lineWidth = e.strong ? 2.6 : 2;
     ctx.setLineDash(DASH[e.tone]);
     ctx.stroke();
     ctx.setLineDash([]);

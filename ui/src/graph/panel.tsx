@@ -71,6 +71,7 @@ function NodeDetails({ node, model, select }: { node: Node; model: GraphModel; s
       {node.kind === "workload" && (
         <p><a class="button" href={link("/graph", { level: "pod", ns: node.namespace, sel: node.id })}>Show its pods</a></p>
       )}
+      {route.value.params.get("focus") !== node.id && <p><a class="button" href={link("/graph", { ...Object.fromEntries(route.value.params), focus: node.id })}>Only this and its peers</a></p>}
       <Lines title="Calls" edges={out} model={model} end="target" select={select} />
       <Lines title="Called by" edges={into} model={model} end="source" select={select} />
     </>
@@ -168,8 +169,8 @@ function EdgeDetails({ edge, model, select, window }: Omit<PanelProps, "id"> & {
       {edge.identities.length > 0 && (
         <section>
           <h3>Identities</h3>
-          {edge.identities.map((pair) => (
-            <p key={pair.source + pair.destination} class="identities"><Identity value={pair.source} /><Icon name="down" size={12} /><Identity value={pair.destination} /></p>
+          {bySource(edge).map(([source, destinations]) => (
+            <div key={source} class="identities"><Identity value={source} /><Icon name="down" size={12} />{destinations.map((destination) => <Identity key={destination} value={destination} />)}</div>
           ))}
         </section>
       )}
@@ -178,6 +179,12 @@ function EdgeDetails({ edge, model, select, window }: Omit<PanelProps, "id"> & {
       <Behind edge={edge} window={window} />
     </>
   );
+}
+
+function bySource(edge: Edge): [string, string[]][] {
+  const groups = new Map<string, string[]>();
+  for (const { source, destination } of edge.identities) groups.set(source, [...(groups.get(source) ?? []), destination]);
+  return [...groups];
 }
 
 function EndButton({ id, model, select }: { id: string; model: GraphModel; select: (id: string) => void }) {

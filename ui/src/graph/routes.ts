@@ -7,6 +7,8 @@ import type { Box, Layout, Spot } from "./layout.js";
 
 export interface Route {
   line: Track;
+  /** Beside the line of a trunk: where what is not in order runs, so that it hides nothing that is. */
+  strand: Track;
   /** Where its lock stands. */
   badge: Point;
   trunk: boolean;
@@ -31,32 +33,67 @@ export function routes(layout: Layout, edges: Iterable<Edge>): Map<string, Route
     const to = layout.spots.get(edge.target);
     if (from && to) result.set(edge.id, call(layout, from, to));
   }
+  spread(layout, result);
   return result;
 }
 
+const CELL = 12;
+
+/** Moves locks along their lines so that they stand neither on one another nor on a node, where that can be had. */
+function spread(layout: Layout, all: Map<string, Route>): void {
+  const taken = new Set<number>();
+  const cell = (x: number, y: number): number => Math.round(x / CELL) * 100_003 + Math.round(y / CELL);
+  for (const spot of layout.spots.values()) {
+    for (let x = spot.x - 4; x <= spot.x + spot.w + 4; x += CELL) {
+      for (let y = spot.y - 4; y <= spot.y + spot.h + 4; y += CELL) taken.add(cell(x, y));
+      taken.add(cell(x, spot.y + spot.h + 4));
+    }
+  }
+  for (const route of all.values()) {
+    if (route.trunk) for (let x = -50; x <= 50; x += CELL) for (const y of [-CELL, 0, CELL]) taken.add(cell(route.badge.x + x, route.badge.y + y));
+  }
+  for (const route of all.values()) {
+    if (route.trunk || route.within || route.line.length < 30) continue;
+    for (const part of [0.5, 0.42, 0.58, 0.34, 0.66, 0.26, 0.74, 0.18, 0.82]) {
+      const p = at(route.line, route.line.length * part);
+      if (taken.has(cell(p.x, p.y))) continue;
+      route.badge = { x: p.x, y: p.y };
+      break;
+    }
+    const { x, y } = route.badge;
+    for (const dx of [-CELL, 0, CELL]) for (const dy of [-CELL, 0, CELL]) taken.add(cell(x + dx, y + dy));
+  }
+}
+
 /** Half of what a trunk's sign measures: it stands on the edge of the box, at its right end. */
-const SIGN = 62;
+const SIGN = 68;
 
 function trunk(layout: Layout, from: Spot, box: Box, rank: number): Route {
-  const shift = rank * 9;
-  const bus = layout.bus - shift, lane = box.lane - shift;
   const port = box.x + box.w - SIGN - rank * 2 * SIGN;
-  const start = { x: from.x + from.w, y: centre(from).y + shift };
-  const line = track(rounded([
-    start, { x: bus, y: start.y }, { x: bus, y: lane }, { x: port, y: lane }, { x: port, y: box.y },
-  ], 14));
-  return { line, badge: { x: port, y: box.y }, trunk: true, within: false };
+  const y = centre(from).y;
+  const path = (shift: number, aside: number): Track => {
+    const bus = layout.bus - shift, lane = box.lane - shift;
+    const start = { x: from.x + from.w, y: y + (lane < y ? -aside : aside) };
+    return track(rounded([
+      start, { x: bus, y: start.y }, { x: bus, y: lane }, { x: port + aside, y: lane }, { x: port + aside, y: box.y },
+    ], 14));
+  };
+  return { line: path(rank * 14, rank * 5), strand: path(rank * 14 + 6, 6 + rank * 5), badge: { x: port, y: box.y }, trunk: true, within: false };
 }
 
 function call(layout: Layout, from: Spot, to: Spot): Route {
   if (from.id === to.id) {
-    if (from.shape === "card") return { line: track([centre(from), centre(from)]), badge: centre(from), trunk: false, within: true };
+    if (from.shape === "card") return { ...plain(track([centre(from), centre(from)])), badge: centre(from), trunk: false, within: true };
     const x = from.x + from.w - 26, y = from.y;
     const loop = track(cubic({ x: x - 10, y }, { x: x - 22, y: y - 26 }, { x: x + 22, y: y - 26 }, { x: x + 10, y }));
-    return { line: loop, badge: at(loop, loop.length / 2), trunk: false, within: false };
+    return { ...plain(loop), badge: at(loop, loop.length / 2), trunk: false, within: false };
   }
   const line = track(curve(layout, from, to));
-  return { line, badge: at(line, line.length / 2), trunk: false, within: false };
+  return { ...plain(line), badge: at(line, line.length / 2), trunk: false, within: false };
+}
+
+function plain(line: Track): { line: Track; strand: Track } {
+  return { line, strand: line };
 }
 
 function curve(layout: Layout, from: Spot, to: Spot): Point[] {
@@ -78,6 +115,17 @@ function curve(layout: Layout, from: Spot, to: Spot): Point[] {
     const pull = Math.max(24, Math.abs(x2 - x1) * 0.45) * right;
     const y1 = a.y + aside * right * 0.6, y2 = b.y + aside * right * 0.6;
     // Along a shelf of cards a straight line would run through those between: it bows below them.
+    if (from.box === to.box && from.shape === "pill" && Math.abs(x2 - x1) > from.w * 0.8) {
+      // Past a column between them: over or under it, in the gap between two rows.
+      const lift = (from.h / 2 + 7) * (b.y >= a.y ? 1 : -1);
+      const m = (x1 + x2) / 2, y = b.y > a.y + 1 ? b.y - lift : b.y < a.y - 1 ? b.y - lift : a.y - from.h / 2 - 7;
+      const turn = right * 30;
+      return [
+        ...cubic({ x: x1, y: y1 }, { x: x1 + turn, y: y1 }, { x: x1 + turn * 0.6, y }, { x: x1 + turn * 1.8, y }),
+        { x: m, y },
+        ...cubic({ x: x2 - turn * 1.8, y }, { x: x2 - turn * 0.6, y }, { x: x2 - turn, y: y2 }, { x: x2, y: y2 }),
+      ];
+    }
     const bow = from.shape === "card" && Math.abs(y2 - y1) < 4 && passes(layout, from, to, a, b) ? from.h * 0.95 * right : 0;
     if (bow !== 0) {
       const y = bow > 0 ? from.y + from.h : from.y, z = bow > 0 ? to.y + to.h : to.y;

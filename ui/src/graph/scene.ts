@@ -4,12 +4,22 @@
 import type { Edge, Node } from "../api/types.js";
 import type { Query } from "../model/find.js";
 import type { GraphModel } from "../model/model.js";
-import { edgeTone, tone, type Tone } from "../model/words.js";
+import { edgeTone, tone as stateTone, type Tone } from "../model/words.js";
 import { edgeSign, type Sign } from "../parts/glyphs.js";
 import { layout, type Box, type Layout, type Memory, type Spot } from "./layout.js";
 import { routes, type Route } from "./routes.js";
 
-export interface SceneEdge { edge: Edge; route: Route; tone: Tone; sign: Sign; faded: boolean; strong: boolean; dots: number }
+export interface SceneEdge {
+  edge: Edge;
+  route: Route;
+  tone: Tone;
+  sign: Sign;
+  faded: boolean;
+  strong: boolean;
+  dots: number;
+  /** In order, and a call to itself or one of many: left out until somebody points at one of its ends. */
+  calm: boolean;
+}
 export interface SceneNode { node: Node; spot: Spot; tone: Tone; faded: boolean; strong: boolean }
 export interface SceneBox { node: Node | undefined; box: Box; tone: Tone; faded: boolean; within: SceneEdge | undefined }
 
@@ -21,6 +31,9 @@ export interface Scene {
   /** Something is picked or searched: the rest steps back. */
   focused: boolean;
 }
+
+/** With more lines than this, those that are in order and leave their namespace wait until they are asked for. */
+const MANY = 220;
 
 export interface View { find: Query; hide: Query; selected: string | null; hovered: string | null }
 
@@ -60,22 +73,26 @@ export function scene(model: GraphModel, places: Places, view: View): Scene {
   const near = new Set<string>();
   const withinOf = new Map<string, SceneEdge>();
   const edges: SceneEdge[] = [];
+  const many = model.edges.size > MANY;
 
   for (const edge of model.edges.values()) {
     const route = routes.get(edge.id);
     if (!route) continue;
     if (!view.hide.empty && (view.hide.edge(edge) || hiddenEnd(model, view.hide, edge))) continue;
     const touches = focus !== null && (edge.id === focus || touchesNode(model, edge, focus));
+    const pointed = view.hovered !== null && (edge.id === view.hovered || many && touchesNode(model, edge, view.hovered));
     const found = searching && view.find.edge(edge);
-    const strong = touches || found || edge.id === view.hovered;
+    const strong = touches || found || pointed;
     if (touches || found) {
       near.add(edge.source);
       near.add(edge.target);
     }
+    const tone = edgeTone(edge);
     const entry: SceneEdge = {
-      edge, route, tone: edgeTone(edge), sign: edgeSign(edge), strong,
+      edge, route, tone, sign: edgeSign(edge), strong,
       faded: !strong && (focus !== null || searching),
       dots: dots(edge),
+      calm: !strong && !route.trunk && (tone === "proven" || tone === "quiet") && (edge.source === edge.target || many && apart(layout, edge)),
     };
     if (route.within) withinOf.set(edge.target, entry);
     else edges.push(entry);
@@ -89,16 +106,22 @@ export function scene(model: GraphModel, places: Places, view: View): Scene {
     if (!node || spot.shape === "card") continue;
     if (!view.hide.empty && view.hide.node(node)) continue;
     const strong = node.id === focus || node.id === view.hovered || (searching && view.find.node(node)) || inBox(model, node, focus);
-    nodes.push({ node, spot, tone: tone(node.state), strong, faded: !strong && !near.has(node.id) && (focus !== null || searching) });
+    nodes.push({ node, spot, tone: stateTone(node.state), strong, faded: !strong && !isNear(model, near, node) && (focus !== null || searching) });
   }
   const boxes: SceneBox[] = [];
   for (const box of layout.boxes.values()) {
     const node = model.nodes.get(box.id);
     if (node && box.card && !view.hide.empty && view.hide.node(node)) continue;
     const strong = box.id === focus || box.id === view.hovered || near.has(box.id) || (node !== undefined && searching && view.find.node(node));
-    boxes.push({ node, box, tone: tone(node?.state ?? "idle"), faded: box.card && !strong && (focus !== null || searching), within: withinOf.get(box.id) });
+    boxes.push({ node, box, tone: stateTone(node?.state ?? "idle"), faded: box.card && !strong && (focus !== null || searching), within: withinOf.get(box.id) });
   }
   return { layout, edges, nodes, boxes, focused: focus !== null || searching };
+}
+
+/** Whether a line leaves its box, or runs between tiles, where a thousand of them would be a veil. */
+function apart(layout: Layout, edge: Edge): boolean {
+  const from = layout.spots.get(edge.source), to = layout.spots.get(edge.target);
+  return from?.box !== to?.box || from?.shape === "tile";
 }
 
 function hiddenEnd(model: GraphModel, hide: Query, edge: Edge): boolean {
@@ -118,6 +141,15 @@ function touchesNode(model: GraphModel, edge: Edge, id: string): boolean {
     }
   }
   return false;
+}
+
+/** A line to a namespace concerns all that stands in it. */
+function isNear(model: GraphModel, near: Set<string>, node: Node): boolean {
+  if (near.has(node.id)) return true;
+  if (node.parent === null) return false;
+  if (near.has(node.parent)) return true;
+  const above = model.nodes.get(node.parent)?.parent;
+  return above != null && near.has(above);
 }
 
 function inBox(model: GraphModel, node: Node, id: string | null): boolean {

@@ -217,7 +217,8 @@ export class Stage {
     for (const b of scene.boxes) if (b.box.card && inside(b.box, w)) return b.box.id;
     let best: string | null = null, nearest = slack;
     for (const e of scene.edges) {
-      const d = distanceTo(e.route.line, w) - (e.route.trunk ? 3 : 0);
+      if (e.calm) continue;
+      const d = distanceTo(e.tone === "proven" ? e.route.line : e.route.strand, w) - (e.route.trunk ? 3 : 0);
       if (d < nearest) {
         nearest = d;
         best = e.edge.id;

@@ -34,7 +34,7 @@ function terms(text: string): Word[] {
   const words: Word[] = [];
   let negated = false;
   for (const part of text.split(/\s+/)) {
-    if (part === "" || part === "and") continue;
+    if (part === "" || part === "and" || part === "or") continue;
     if (part === "not") {
       negated = !negated;
       continue;

@@ -10,6 +10,7 @@ import { Panel } from "../graph/panel.js";
 import { Places, scene } from "../graph/scene.js";
 import { age, count, plural } from "../model/format.js";
 import { parse } from "../model/find.js";
+import { nameOfId } from "../model/words.js";
 import { Icon } from "../parts/icon.js";
 import { Command, Empty, Notice, Segments } from "../parts/parts.js";
 import { go, link, route, set } from "../router.js";
@@ -21,11 +22,11 @@ export function GraphPage() {
   const params = route.value.params;
   const level = (params.get("level") ?? "auto") as LevelChoice;
   const window = Number(params.get("window")) || 300;
-  const ns = params.get("ns") ?? "", hubs = params.get("hubs") ?? "trunks", expand = params.get("expand") ?? "";
+  const ns = params.get("ns") ?? "", hubs = params.get("hubs") ?? "trunks", expand = params.get("expand") ?? "", focus = params.get("focus") ?? "";
   const q = params.get("q") ?? "", hide = params.get("hide") ?? "", selected = params.get("sel");
   const list = params.get("view") === "list", still = params.get("still") === "1";
 
-  const live = useMemo(() => new Live({ level, window, ns, hubs, expand }), [level, window, ns, hubs, expand]);
+  const live = useMemo(() => new Live({ level, window, ns, hubs, expand, focus }), [level, window, ns, hubs, expand, focus]);
   useEffect(() => live.start(), [live]);
   const places = useMemo(() => new Places(new Memory()), [live]);
   const [hovered, setHovered] = useState<string | null>(null);
@@ -66,8 +67,8 @@ export function GraphPage() {
           { value: "namespace", label: "Namespaces" }, { value: "workload", label: "Workloads" }, { value: "pod", label: "Pods" },
         ] as { value: LevelChoice; label: string }[]} />
         <Segments label="View" value={list ? "list" : "graph"} onChange={(value) => value !== (list ? "list" : "graph") && toggleList()} options={[{ value: "graph", label: "Graph" }, { value: "list", label: "List" }]} />
-        <Field label="Find" value={q} placeholder="name, ns:shop, mtls<100, denied …" onChange={(value) => set({ q: value || undefined })} search />
-        <Field label="Hide" value={hide} placeholder="kind:outside, idle …" onChange={(value) => set({ hide: value || undefined })} />
+        <Field label="Find" value={q} placeholder="mtls<100 or denied" onChange={(value) => set({ q: value || undefined })} search />
+        <Field label="Hide" value={hide} placeholder="idle" onChange={(value) => set({ hide: value || undefined })} />
         <label class="select">Hubs
           <select value={hubs} onChange={(event) => set({ hubs: event.currentTarget.value === "trunks" ? undefined : event.currentTarget.value })}>
             <option value="trunks">as trunks</option><option value="edges">as lines</option><option value="hide">hidden</option><option value="only">alone</option>
@@ -80,9 +81,10 @@ export function GraphPage() {
         </label>
         <LiveMark live={live} />
       </div>
-      {(ns || expand) && (
+      {(ns || expand || focus) && (
         <p class="chips">
           {ns && <Chip onRemove={() => set({ ns: undefined, sel: undefined })}>only namespace {ns}</Chip>}
+          {focus && <Chip onRemove={() => set({ focus: undefined })}>only {nameOfId(focus)} and its peers</Chip>}
           {expand && <Chip onRemove={() => set({ expand: undefined })}>fanned out in {expand}</Chip>}
         </p>
       )}

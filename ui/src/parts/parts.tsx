@@ -23,7 +23,7 @@ export function Badge({ tone, sign, children }: { tone: Tone; sign: Sign; childr
 export function Identity({ value }: { value: string }) {
   if (!value) return <span class="muted">–</span>;
   const { domain, rest } = shortIdentity(visible(value));
-  return <bdi class="identity" title={visible(value)}>{domain && <span class="muted">spiffe://{domain}</span>}{rest}</bdi>;
+  return <bdi class="identity" title={visible(value)}>{domain && <span class="muted">spiffe://{domain}</span>}{rest.split("/").map((part, i) => (i === 0 ? part : <><wbr />/{part}</>))}</bdi>;
 }
 
 export function Command({ value }: { value: string }) {
@@ -69,7 +69,7 @@ export function Split({ parts, label }: { parts: { tone: Tone; value: number }[]
     <div class="split" role="img" aria-label={label}>
       {total === 0
         ? <i class="none" />
-        : parts.map((part) => part.value > 0 && <i key={part.tone} class={`fill-${part.tone}`} style={{ flexGrow: String(Math.max(part.value / total, 0.012)) }} />)}
+        : parts.map((part) => part.value > 0 && <i key={part.tone} class={`fill-${part.tone}`} style={{ flexGrow: String(Math.max(part.value / total, 0.006)) }} />)}
     </div>
   );
 }
