@@ -9,7 +9,8 @@
 //!   namespace; nothing is guessed from time. Loopback, probes, the proxy's own sockets, peers of the node itself
 //!   and peers the configuration names are exempt: they are not in the list, so nothing here can end them.
 //! - **When**: [`due`]. Nothing unread, unsent or unacknowledged, nothing moved for a while, and the last thing
-//!   that moved was the answer. What never becomes idle is ended when the grace is over, and what its server's
+//!   that moved was the answer. The while gets shorter for a client that asks so often that it never pauses that
+//!   long, but not for one that receives a stream. What never becomes idle is ended when the grace is over, and what its server's
 //!   policy forbids at once ([`illegal`]).
 //! - **From which end**: the client's, by the agent of the client's node, whatever the peer is: what the pod dials
 //!   then goes through the proxy. From the server's end only later ([`Policy::server_turn`]), which catches the
@@ -112,6 +113,20 @@ fn is_exempt(socket: &Socket, exempt: &Exempt) -> bool {
         || exempt.peers.contains(&socket.remote)
 }
 
+/// An answer that still moves so long after its request is a stream.
+const STREAM: Duration = Duration::from_secs(1);
+
+/// A client that asks again and again pauses for less than was waited for at first: the longer it has been seen
+/// busy, the shorter a pause between answer and request is taken for idle.
+fn patience(waited: Duration) -> u32 {
+    match waited.as_secs() {
+        0..5 => 1,
+        5..10 => 4,
+        10..30 => 10,
+        _ => 50,
+    }
+}
+
 /// How patient to be.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
@@ -209,7 +224,11 @@ fn busy(connection: &Connection, age: Duration, policy: &Policy) -> Option<Busy>
     if request < answer {
         return Some(Busy::AwaitingAnswer);
     }
-    let quiet = if request == answer { policy.quiet_unsure } else { policy.quiet };
+    let unsure = request == answer;
+    let base = if unsure { policy.quiet_unsure } else { policy.quiet };
+    // An answer that goes on without new requests is a stream: its pauses are no end.
+    let stream = request.saturating_sub(answer) >= STREAM;
+    let quiet = if stream { base } else { base / patience(age.saturating_sub(turn)) };
     (answer < quiet).then_some(Busy::JustMoved)
 }
 

@@ -59,6 +59,28 @@ fn what_goes_past_the_proxy_is_older_and_what_goes_through_it_is_not() {
 }
 
 #[test]
+fn a_client_that_asks_all_the_time_is_found_between_two_requests_and_a_stream_is_left_alone() {
+    let policy = Policy::with_grace(Duration::from_secs(600));
+    let ms = Duration::from_millis;
+    let moved = |sent: u64, received: u64| {
+        let base = socket(1, "10.0.0.1:40000", "10.0.0.7:9100");
+        let socket = Socket { since_sent: ms(sent), since_received: ms(received), ..base };
+        Connection { socket, side: Side::Client }
+    };
+    let busy = Verdict::Wait(Busy::JustMoved);
+    let verdicts = |connection: Connection| {
+        [2, 7, 15, 60].map(|seconds| due(&connection, Duration::from_secs(seconds), &policy))
+    };
+    // Asks every 200 ms and is answered within 5 ms, or within what the kernel can tell apart.
+    assert_eq!(verdicts(moved(130, 125)), [busy, Verdict::EndIdle, Verdict::EndIdle, Verdict::EndIdle]);
+    assert_eq!(verdicts(moved(130, 130)), [busy, busy, Verdict::EndIdle, Verdict::EndIdle]);
+    // Asks every 20 ms.
+    assert_eq!(verdicts(moved(12, 8)), [busy, busy, busy, Verdict::EndIdle]);
+    // Receives an event now and then, and has asked for nothing lately.
+    assert_eq!(verdicts(moved(9000, 150)), [busy; 4]);
+}
+
+#[test]
 fn only_a_connection_with_nothing_in_flight_is_ended() {
     let policy = Policy::with_grace(Duration::from_secs(600));
     let ms = Duration::from_millis;
