@@ -3,6 +3,7 @@
 //! A socket is made inside its pod's namespace and used from anywhere. Nothing here waits except [`connect`], which
 //! is bounded.
 
+mod conntrack;
 mod dns;
 
 use std::io;

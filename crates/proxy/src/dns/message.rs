@@ -4,7 +4,7 @@
 //! its id is replaced, and only records at its end are left out when it does not fit. Nothing here does IO, and no
 //! bytes, whoever sent them, make it panic.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Asked};
@@ -40,6 +40,7 @@ pub(crate) struct Query {
     kind: RecordType,
     payload: Option<usize>,
     question: Option<Question>,
+    asked: Option<SocketAddr>,
 }
 
 /// Why there is nothing to be done about a message.
@@ -78,7 +79,18 @@ impl Query {
         let payload = opt.map(|opt| usize::from(opt.class).max(CLASSIC));
         // Whatever follows is not for us to understand; who asks in a strange way is relayed in a strange way.
         let question = mesh_question(&bytes);
-        Ok(Self { bytes, question_end, kind, payload, question })
+        Ok(Self { bytes, question_end, kind, payload, question, asked: None })
+    }
+
+    /// Notes whom the pod asked, when that is known.
+    pub(crate) fn sent_to(mut self, asked: Option<SocketAddr>) -> Self {
+        self.asked = asked;
+        self
+    }
+
+    /// Whom the pod asked, when that is known.
+    pub(crate) fn asked(&self) -> Option<SocketAddr> {
+        self.asked
     }
 
     /// The question, if it is one that the mesh may answer.

@@ -1,5 +1,6 @@
 //! Carries what the mesh does not know to the pod's name servers, and their answers back, both unchanged.
 //!
+//! The name server is the one that the pod asked; where that cannot be found out, those of the proxy's `resolv.conf`.
 //! Each attempt has its own socket in the pod's namespace, its own port and its own id, and takes only answers that
 //! repeat the question. A server that is slow or silent costs one question a moment, not all of them: the next one is
 //! asked beside it, and [`Health`] remembers. Every wait is bounded.
@@ -105,9 +106,22 @@ impl Relay {
         })
     }
 
+    /// Whom to ask: whom the pod asked, and others only when they are as good, being our own name servers, too.
+    fn servers(&self, asked: Option<SocketAddr>, now: Instant) -> Vec<SocketAddr> {
+        let ours = self.resolvers.current(now);
+        match asked {
+            None => ours.to_vec(),
+            Some(asked) if ours.contains(&asked) => {
+                let others = ours.iter().copied().filter(|server| *server != asked);
+                std::iter::once(asked).chain(others).collect()
+            }
+            Some(asked) => vec![asked],
+        }
+    }
+
     fn plan(&self, query: &Query) -> Result<Vec<SocketAddr>, RelayError> {
         let now = Instant::now();
-        let servers = self.resolvers.current(now);
+        let servers = self.servers(query.asked(), now);
         if servers.is_empty() {
             return Err(RelayError::NoServer { path: self.resolvers.path().display().to_string() });
         }
@@ -213,7 +227,7 @@ impl Relay {
     }
 
     async fn over_udp(&self, server: SocketAddr, query: &Query) -> Result<Vec<u8>, AttemptError> {
-        let socket = self.sockets(server).datagrams_to(server)?;
+        let socket = self.sockets(server, query).datagrams_to(server)?;
         let id = rand::random();
         socket.send(&query.with_id(id)).await?;
         let mut answer = Vec::with_capacity(LARGEST);
@@ -244,7 +258,7 @@ impl Relay {
         server: SocketAddr,
         query: &Query,
     ) -> Result<(TcpStream, u16), AttemptError> {
-        let mut stream = self.sockets(server).connect(server, None).await?;
+        let mut stream = self.sockets(server, query).connect(server, None).await?;
         let id = rand::random();
         stream.write_all(&framed(&query.with_id(id))).await?;
         Ok((stream, id))
@@ -288,8 +302,10 @@ impl Relay {
         Err(broken.unwrap_or(RelayError::Silence(Vec::new())))
     }
 
-    fn sockets(&self, server: SocketAddr) -> &Sockets {
-        if server.ip().is_loopback() { &self.outside } else { &self.inside }
+    fn sockets(&self, server: SocketAddr, query: &Query) -> &Sockets {
+        // What the pod calls loopback is its own.
+        let ours = query.asked() != Some(server);
+        if ours && server.ip().is_loopback() { &self.outside } else { &self.inside }
     }
 
     fn answered(&self, server: SocketAddr) {

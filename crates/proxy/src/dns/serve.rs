@@ -25,7 +25,7 @@ use super::stats::Labels;
 use super::{Dns, PORT};
 use crate::context::Context;
 use crate::pods::{Pod, PodInfo};
-use crate::sockets::Sockets;
+use crate::sockets::{Sockets, canonical, original_destination};
 
 /// Questions of a pod that wait for an answer.
 const WAITING: usize = 256;
@@ -140,7 +140,7 @@ impl Server {
     }
 
     /// What can be said without waiting.
-    fn first(&self, bytes: Bytes, transport: Transport) -> Next {
+    fn first(&self, bytes: Bytes, transport: Transport, asked: impl FnOnce() -> Option<SocketAddr>) -> Next {
         let client = self.client();
         let query = match Query::parse(bytes) {
             Ok(query) => query,
@@ -155,7 +155,7 @@ impl Server {
         let stranger = client.is_none() && query.question().is_some();
         match client.and_then(|client| self.known(&query, &client)) {
             Some(answer) => Next::Answer(fit(&query, answer, transport)),
-            None => Next::Wait(Box::new(Asked { query, labels, stranger })),
+            None => Next::Wait(Box::new(Asked { query: query.sent_to(asked()), labels, stranger })),
         }
     }
 
@@ -215,6 +215,10 @@ impl Server {
 
     async fn datagrams(self: Arc<Self>, socket: Arc<UdpSocket>) {
         let mut buffer = vec![0; 65_535];
+        let origin = match (self.pod.sockets.conntrack(), socket.local_addr()) {
+            (Ok(conntrack), Ok(local)) => Some((conntrack, local)),
+            _ => None,
+        };
         let drain = self.pod.drain.clone();
         loop {
             let received = tokio::select! {
@@ -224,7 +228,13 @@ impl Server {
                 () = drain.cancelled() => return,
             };
             match received {
-                Ok((length, peer)) => self.clone().datagram(&socket, &buffer[..length], peer).await,
+                Ok((length, peer)) => {
+                    let asked = || {
+                        let (conntrack, local) = origin.as_ref()?;
+                        conntrack.original_destination(peer, *local)
+                    };
+                    self.clone().datagram(&socket, &buffer[..length], peer, asked).await;
+                }
                 Err(error) => {
                     let PodInfo { namespace, name, .. } = &self.pod.info;
                     tracing::warn!(namespace, name, %error, "cannot receive a question");
@@ -234,8 +244,14 @@ impl Server {
         }
     }
 
-    async fn datagram(self: Arc<Self>, socket: &Arc<UdpSocket>, bytes: &[u8], peer: SocketAddr) {
-        let answer = match self.first(Bytes::copy_from_slice(bytes), Transport::Udp) {
+    async fn datagram(
+        self: Arc<Self>,
+        socket: &Arc<UdpSocket>,
+        bytes: &[u8],
+        peer: SocketAddr,
+        asked: impl FnOnce() -> Option<SocketAddr>,
+    ) {
+        let answer = match self.first(Bytes::copy_from_slice(bytes), Transport::Udp, asked) {
             Next::Nothing => return,
             Next::Answer(answer) => answer,
             Next::Wait(asked) => match self.waiting.clone().try_acquire_owned() {
@@ -292,6 +308,8 @@ impl Server {
 
     async fn connection(self: Arc<Self>, stream: TcpStream) {
         let _ = stream.set_nodelay(true);
+        let local = stream.local_addr().ok().map(canonical);
+        let asked = original_destination(&stream).ok().filter(|asked| Some(*asked) != local);
         let (read, mut write) = stream.into_split();
         let (answers, mut sent) = mpsc::channel::<Vec<u8>>(WAITING_PER_CONNECTION);
         let writing = async {
@@ -302,7 +320,7 @@ impl Server {
                 }
             }
         };
-        let reading = self.read(read, answers);
+        let reading = self.read(read, asked, answers);
         tokio::pin!(writing);
         tokio::select! {
             // The client is gone; answers that are still on their way find no reader and end.
@@ -328,7 +346,12 @@ impl Server {
     }
 
     /// Reads questions until there are no more; each has an answer coming.
-    async fn read(self: Arc<Self>, mut read: OwnedReadHalf, answers: mpsc::Sender<Vec<u8>>) {
+    async fn read(
+        self: Arc<Self>,
+        mut read: OwnedReadHalf,
+        asked: Option<SocketAddr>,
+        answers: mpsc::Sender<Vec<u8>>,
+    ) {
         let slots = Arc::new(Semaphore::new(WAITING_PER_CONNECTION));
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
@@ -337,7 +360,7 @@ impl Server {
                 () = self.pod.drain.cancelled() => return,
             };
             let Ok(Ok(Some(bytes))) = next else { return };
-            let answer = match self.first(bytes.into(), Transport::Tcp) {
+            let answer = match self.first(bytes.into(), Transport::Tcp, || asked) {
                 // Whoever sends no questions over a connection of questions is not worth reading.
                 Next::Nothing => return,
                 Next::Answer(answer) => answer,

@@ -21,7 +21,7 @@ struct Names {
     control: Control,
     pod: Pod,
     proxy: Proxy,
-    /// Where the pod sends its questions; nobody is there.
+    /// Where the pod sends its questions.
     server: SocketAddr,
     resolv_conf: std::path::PathBuf,
     _directory: tempfile::TempDir,
@@ -47,7 +47,7 @@ impl Names {
             control,
             pod,
             proxy,
-            server: "10.96.0.10:53".parse().unwrap(),
+            server: SocketAddr::new(servers[0].parse().unwrap(), 53),
             resolv_conf,
             _directory: directory,
         }
@@ -334,10 +334,9 @@ fn a_silent_name_server_hurts_neither_others_nor_the_next_question() {
         }
         let mut buffer = [0; 512];
         assert!(silent.try_recv_from(&mut buffer).is_ok(), "it was asked first");
-        drop(silent);
-        // Nobody answers any more: names of the mesh do, and the others fail in time and say so.
+        // With nobody else to ask, names of the mesh are answered, and the others fail in time and say so.
         std::fs::write(&names.resolv_conf, "nameserver 10.77.0.201\n").unwrap();
-        eventually("the other name server is used", || async {
+        eventually("the name servers are read anew", || async {
             let answer = read(&names.udp(&ask("www.example", RecordType::A, None)).await);
             answer.metadata.response_code == ResponseCode::ServFail
         })
@@ -530,11 +529,11 @@ fn a_real_client_resolves_through_the_capture() {
             ("txt.example TXT", "\"nobody touches this\"\n"),
             ("+tcp +keepopen www.example A other.example A", "192.0.2.1\n192.0.2.1\n"),
         ] {
-            let netns = names.pod.netns.clone();
+            let (netns, server) = (names.pod.netns.clone(), format!("@{}", names.server.ip()));
             let run = move || {
                 let words = arguments.split(' ');
                 let dig = std::process::Command::new("dig")
-                    .args(["@10.96.0.10", "+short", "+time=5"])
+                    .args([server.as_str(), "+short", "+time=5"])
                     .args(words)
                     .output();
                 dig.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
@@ -548,6 +547,38 @@ fn a_real_client_resolves_through_the_capture() {
                 Err(error) => panic!("{error}"),
             }
         }
+        names.proxy.stop().await;
+    });
+}
+
+#[test]
+fn the_name_server_that_the_pod_asks_is_asked() {
+    in_a_node(|node| async move {
+        const ITS_OWN: &str = "10.77.0.204";
+        crate::namespaces::sh(&format!(
+            "ip addr add {ITS_OWN}/24 dev br0 && ip addr add fd77::1/64 dev br0 nodad"
+        ));
+        let asked = serve(FIRST.parse().unwrap()).await;
+        let asked_too = serve(ITS_OWN.parse().unwrap()).await;
+        let asked_v6 = serve("fd77::1".parse().unwrap()).await;
+        let mut names = Names::new(&node, &[FIRST]).await;
+        names.server = SocketAddr::new(ITS_OWN.parse().unwrap(), 53);
+        let question = ask("www.example", RecordType::A, None);
+        for answer in [names.udp(&question).await, names.tcp(&question).await] {
+            assert_eq!(addresses(&read(&answer)), ips(&["192.0.2.1"]));
+        }
+        assert_eq!(asked_too.lock().unwrap().len(), 2);
+        let socket = names.pod.netns.run(|| std::net::UdpSocket::bind("[::]:0")).unwrap().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let socket = UdpSocket::from_std(socket).unwrap();
+        socket.send_to(&question, "[fd77::1]:53").await.unwrap();
+        let mut buffer = [0; 512];
+        let received = timeout(Duration::from_secs(8), socket.recv_from(&mut buffer)).await;
+        let (length, from) = received.expect("no answer").unwrap();
+        assert_eq!(from, "[fd77::1]:53".parse().unwrap());
+        assert_eq!(addresses(&read(&buffer[..length])), ips(&["192.0.2.1"]));
+        assert_eq!(asked_v6.lock().unwrap().len(), 1);
+        assert!(asked.lock().unwrap().is_empty(), "nobody else");
         names.proxy.stop().await;
     });
 }
