@@ -83,8 +83,8 @@ function MeshLock() {
   const all = by_bytes.percent === 100 && by_pairs.percent === 100;
   const tone = by_bytes.total === 0 ? "quiet" : all ? "proven" : by_bytes.plaintext > 0 || by_pairs.plaintext > 0 ? "open" : "unproven";
   return (
-    <div class="mesh" role="status">
-      {error && at !== null && <span class="stale">data is {age(now.value - at)} old: {error}</span>}
+    <div class="mesh">
+      {error && at !== null && <span class="stale" role="status">data is {age(now.value - at)} old: {error}</span>}
       <a class={`meshlock tone-${tone}`} href="/" title={data.coverage.denominator}>
         <LockIcon sign={tone === "proven" ? "closed" : tone === "quiet" ? "none" : tone === "open" ? "half" : "one_sided"} size={17} />
         <strong>{by_bytes.percent === null ? "no traffic" : percent(by_bytes.percent)}</strong>

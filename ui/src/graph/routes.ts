@@ -61,7 +61,9 @@ function spread(layout: Layout, all: Map<string, Route>): void {
       break;
     }
     const { x, y } = route.badge;
-    for (const dx of [-CELL, 0, CELL]) for (const dy of [-CELL, 0, CELL]) taken.add(cell(x + dx, y + dy));
+    for (let dx = -2; dx <= 2; dx++) {
+      for (let dy = -2; dy <= 2; dy++) if (Math.abs(dx) + Math.abs(dy) <= 3) taken.add(cell(x + dx * CELL, y + dy * CELL));
+    }
   }
 }
 

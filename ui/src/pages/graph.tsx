@@ -88,7 +88,7 @@ export function GraphPage() {
           {expand && <Chip onRemove={() => set({ expand: undefined })}>fanned out in {expand}</Chip>}
         </p>
       )}
-      {silent.length > 0 && <Notice tone="warn">{plural(silent.length, "node proxy is", "node proxies are")} silent ({silent.slice(0, 3).map((p) => `${p.node} for ${age(p.stale_ms ?? 0)}`).join(", ")}{silent.length > 3 && " …"}). What they saw is greyed. Look at their pods: <Command value="kubectl -n ambit-system get pods -l app=ztunnel -o wide" /></Notice>}
+      {silent.length > 0 && <Notice tone="warn"><p>{plural(silent.length, "node proxy is", "node proxies are")} silent ({silent.slice(0, 3).map((p) => `${p.node} for ${age(p.stale_ms ?? 0)}`).join(", ")}{silent.length > 3 && " …"}). {silent.length > 1 ? "What they saw is greyed. Look at their pods:" : "What it saw is greyed. Look at its pod:"}</p><Command value="kubectl -n ambit-system get pods -l app=ztunnel -o wide" /></Notice>}
       <div class="work">
         <div class="picture">
           {!loaded ? <Loading live={live} />
@@ -161,7 +161,7 @@ function Summary({ model, scene, searching }: { model: Live["model"]; scene: Ret
   const limits = model.limits;
   const seen = { namespace: plural(limits?.namespaces ?? 0, "namespace"), workload: plural(limits?.workloads ?? 0, "workload"), pod: plural(limits?.pods ?? 0, "pod") }[model.level];
   return (
-    <p class="summary" role="status">
+    <p class="summary">
       {seen}{model.level !== "pod" && limits && ` of ${plural(limits.pods, "pod")}`} · {plural(scene.edges.length, "line")}
       {wrong > 0 && <span class="tone-open"> · {count(wrong)} with plaintext</span>}
       {unproven > 0 && <span class="tone-unproven"> · {count(unproven)} unproven</span>}

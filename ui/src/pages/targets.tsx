@@ -145,9 +145,12 @@ function Row({ target, many }: { target: Target; many: boolean }) {
           <Name>{target.pod ? `${target.namespace}/${target.pod}` : target.address}</Name>
           <span class="sub"><bdi>{target.address}{path}</bdi> · {target.pool}{many && ` · ${target.prometheus}`}</span>
         </th>
-        <td>{target.source_identity && target.destination_identity
-          ? <span class="chain"><Identity value={target.source_identity} /><Identity value={target.destination_identity} /></span>
-          : target.why ? <span class="whyline"><Name>{target.why.text}</Name> <span class="code">{target.why.code}</span></span> : <span class="muted">–</span>}</td>
+        <td>
+          {target.why && <span class="whyline"><Name>{target.why.text}</Name> <span class="code">{target.why.code}</span></span>}
+          {target.source_identity && target.destination_identity
+            ? <span class="chain"><Identity value={target.source_identity} /><Identity value={target.destination_identity} /></span>
+            : !target.why && <span class="muted">–</span>}
+        </td>
         <td><span class={`health ${target.health}`} title={target.last_error}><i />{target.health === "unknown" ? "not yet" : target.health}</span>{target.notes.length > 0 && <span class="code">{target.notes[0]?.code}</span>}</td>
         <td class="num">{target.last_scrape === null ? "never" : ago(target.last_scrape, now.value)}</td>
         <td class="num"><button type="button" class="ghost" aria-expanded={open} aria-controls={open ? drawer : undefined} onClick={toggle} aria-label={`Evidence for ${target.pod || target.address}`}><Icon name="down" /></button></td>
