@@ -30,6 +30,10 @@ pub struct Config {
     pub token_audiences: Vec<String>,
     /// Further names for the serving certificate.
     pub extra_names: Vec<String>,
+    /// Directory with the files of a plugged-in authority; Secret `cacerts` is looked at without it too.
+    pub ca_directory: Option<std::path::PathBuf>,
+    /// Length of a stage of a root rotation; none: as long as certificates live.
+    pub ca_stage: Option<std::time::Duration>,
 }
 
 /// Ports the control plane listens on.
@@ -69,6 +73,8 @@ impl Default for Config {
             ],
             token_audiences: vec!["istio-ca".into()],
             extra_names: Vec::new(),
+            ca_directory: None,
+            ca_stage: None,
         }
     }
 }

@@ -47,6 +47,16 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// The authority that was plugged in cannot be used.
+    #[error(
+        "the certificate authority that was plugged in at {place} cannot be used: {reason}; repair it, or take it away to go on with a self-signed one"
+    )]
+    Plugged {
+        /// Secret or directory.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A setting makes no sense.
     #[error("{0}")]
     Setting(String),

@@ -5,7 +5,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::{Value, json};
 
 use crate::input::{
-    AuthorizationPolicy, Gateway, GatewayClass, Namespace, Node, PeerAuthentication, Pod, Service,
+    AuthorizationPolicy, Gateway, Namespace, Node, PeerAuthentication, Pod, Service,
     ServiceEntry, Slice, WorkloadEntry,
 };
 use crate::model::Settings;
@@ -118,8 +118,4 @@ pub(crate) fn gateway(name: &str, over: Value) -> Gateway {
     });
     merge(&mut base, over);
     custom("shop", name, base).try_into().expect("a gateway")
-}
-
-pub(crate) fn class(name: &str, over: Value) -> GatewayClass {
-    custom("", name, over).try_into().expect("a class")
 }

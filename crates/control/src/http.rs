@@ -10,7 +10,8 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::sync::watch;
 
-use crate::ca::Authority;
+use crate::ca::rotation::Progress;
+use crate::ca::{self, Authority, Source};
 use crate::metrics::Metrics;
 use crate::state::Snapshot;
 
@@ -33,6 +34,8 @@ pub(crate) struct Pages {
     pub phase: watch::Receiver<Phase>,
     pub snapshots: watch::Receiver<Snapshot>,
     pub authority: watch::Receiver<Option<Arc<Authority>>>,
+    pub progress: watch::Receiver<Option<Progress>>,
+    pub source: watch::Receiver<Option<(Source, String)>>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -47,6 +50,7 @@ pub(crate) fn monitoring(pages: Pages) -> Router {
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .route("/version", get(version))
+        .route("/debug/ca", get(authority))
         .with_state(pages)
 }
 
@@ -65,10 +69,23 @@ async fn ready(State(pages): State<Pages>) -> (StatusCode, String) {
 async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
     let snapshot = pages.snapshots.borrow().clone();
     let expiry: Option<SystemTime> = pages.authority.borrow().as_ref().map(|authority| authority.not_after());
-    let text = pages.metrics.render(&snapshot, expiry);
+    let stage = pages.progress.borrow().as_ref().map(|progress| progress.stage);
+    let text = pages.metrics.render(&snapshot, expiry, stage);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
 async fn version() -> impl IntoResponse {
     axum::Json(serde_json::json!({ "component": "ambit-control", "version": env!("CARGO_PKG_VERSION") }))
+}
+
+async fn authority(State(pages): State<Pages>) -> axum::response::Response {
+    let authority = pages.authority.borrow().clone();
+    let source = pages.source.borrow().clone();
+    match (authority, source) {
+        (Some(authority), Some((source, namespace))) => {
+            let progress = pages.progress.borrow().clone();
+            axum::Json(ca::page(&authority, &source, &namespace, progress.as_ref())).into_response()
+        }
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "there is no root certificate yet\n").into_response(),
+    }
 }

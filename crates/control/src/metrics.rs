@@ -6,9 +6,10 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::ca::AuthorityError;
+use crate::ca::rotation::Stage;
 use crate::state::Snapshot;
 
 /// All counters.
@@ -22,6 +23,8 @@ pub struct Metrics {
     expired_nonces: AtomicU64,
     requests: AtomicU64,
     issued: AtomicU64,
+    signing_nanos: AtomicU64,
+    limited: AtomicU64,
     unauthenticated: AtomicU64,
     unauthorized: AtomicU64,
     request_errors: AtomicU64,
@@ -68,8 +71,14 @@ impl Metrics {
     }
 
     /// A certificate was issued.
-    pub fn issued(&self) {
+    pub fn issued(&self, took: Duration) {
         self.issued.fetch_add(1, Relaxed);
+        self.signing_nanos.fetch_add(took.as_nanos() as u64, Relaxed);
+    }
+
+    /// A caller asked for too many certificates.
+    pub fn limited(&self) {
+        self.limited.fetch_add(1, Relaxed);
     }
 
     /// A caller could not be authenticated.
@@ -93,7 +102,12 @@ impl Metrics {
     }
 
     /// Everything in Prometheus' text format. `root_expiry` is when the signing certificate ends.
-    pub fn render(&self, snapshot: &Snapshot, root_expiry: Option<SystemTime>) -> String {
+    pub fn render(
+        &self,
+        snapshot: &Snapshot,
+        root_expiry: Option<SystemTime>,
+        stage: Option<Stage>,
+    ) -> String {
         let mut out = String::new();
         let mut family = |name: &str, kind: &str, help: &str, samples: &[(&str, String)]| {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -127,6 +141,13 @@ impl Metrics {
             ("{type=\"authorization\"}", snapshot.policies.len().to_string()),
         ];
         family("ambit_control_resources", "gauge", "Resources published, by type.", &resources);
+        let waiting = snapshot.statuses.len().to_string();
+        family(
+            "ambit_control_status_pending",
+            "gauge",
+            "Objects whose status is to be written.",
+            &[("", waiting)],
+        );
         family("ambit_control_pods", "gauge", "Pods known.", &[("", snapshot.pods.len().to_string())]);
         family("citadel_server_csr_count", "counter", "Certificates asked for.", &one(&self.requests));
         family(
@@ -134,6 +155,18 @@ impl Metrics {
             "counter",
             "Certificates issued.",
             &one(&self.issued),
+        );
+        family(
+            "ambit_control_sign_seconds_total",
+            "counter",
+            "Time spent signing certificates.",
+            &[("", format!("{:.6}", self.signing_nanos.load(Relaxed) as f64 / 1e9))],
+        );
+        family(
+            "ambit_control_certificates_limited_total",
+            "counter",
+            "Certificates refused because one caller asked for too many.",
+            &one(&self.limited),
         );
         family(
             "citadel_server_authentication_failure_count",
@@ -168,9 +201,20 @@ impl Metrics {
             family(
                 "citadel_server_root_cert_expiry_timestamp",
                 "gauge",
-                "When the root certificate ends, Unix time.",
+                "When the signing certificate ends, Unix time.",
                 &expiry,
             );
+            family(
+                "citadel_server_cert_chain_expiry_timestamp",
+                "gauge",
+                "When the signing certificate ends, Unix time.",
+                &expiry,
+            );
+        }
+        if let Some(stage) = stage {
+            let labels = format!("{{stage=\"{}\"}}", stage.word());
+            let one = [(labels.as_str(), "1".to_string())];
+            family("ambit_control_ca_stage", "gauge", "Stage of the rotation of the root certificate.", &one);
         }
         out
     }

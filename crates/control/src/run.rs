@@ -9,12 +9,13 @@ use kube::Client;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use wire::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 
 use crate::auth::{Authenticator, KubernetesReviewer, Reviewer};
-use crate::ca::{Authority, CaServer, store};
+use crate::ca::{self, Authority, CaServer, Keeper, Source};
 use crate::http::{Pages, Phase};
 use crate::metrics::Metrics;
 use crate::model::Settings;
@@ -54,10 +55,14 @@ pub async fn run(
     let (phase, phases) = watch::channel(Phase::Authority);
     let (publish, snapshots) = watch::channel(Snapshot::default());
     let (authority_known, authorities) = watch::channel(None::<Arc<Authority>>);
+    let (progress, progresses) = watch::channel(None);
+    let (held_by, holders) = watch::channel(None);
     let pages = Pages {
+        progress: progresses,
+        source: holders,
         phase: phases,
         snapshots: snapshots.clone(),
-        authority: authorities,
+        authority: authorities.clone(),
         metrics: metrics.clone(),
     };
     let mut tasks = Tasks::default();
@@ -65,10 +70,12 @@ pub async fn run(
     tasks.spawn("the monitoring server", serve_http(monitoring, http::monitoring(pages)));
 
     let mut shutdown = std::pin::pin!(shutdown);
-    let authority = tokio::select! {
-        authority = authority(&client, &config) => Arc::new(authority?),
+    let (source, authority) = tokio::select! {
+        authority = authority(&client, &config) => authority?,
         () = &mut shutdown => return Ok(()),
     };
+    let authority = Arc::new(authority);
+    held_by.send_replace(Some((source.clone(), config.namespace.clone())));
     authority_known.send_replace(Some(authority.clone()));
     phase.send_replace(Phase::Listing);
 
@@ -93,22 +100,22 @@ pub async fn run(
     }
 
     let certificates = |error: crate::ca::AuthorityError| Error::Authority {
-        secret: format!("{}/{}", config.namespace, store::SECRET),
+        secret: source.place(&config.namespace),
         reason: error.to_string(),
     };
     let serving =
         Serving::new(&authority, config.serving_names(), SystemTime::now()).map_err(certificates)?;
     let serving = Arc::new(serving);
-    let tls = serve::tls(serving.clone(), authority.root_bundle())?;
+    let (renewed, tls) = watch::channel(serve::tls(serving.clone(), authority.root_bundle())?);
     let listener = serve::listen(grpc)
         .map_err(|source| listen_error(address(config.ports.grpc), "gRPC", "--grpc-port", source))?;
     let (connections, accepted) = mpsc::channel(64);
     tasks.spawn("the listener", serve::accept(listener, tls, connections));
-    tasks.spawn("certificate renewal", renew(serving, authority.clone()));
+    tasks.spawn("certificate renewal", renew(serving, authorities.clone(), renewed));
 
     let (stop, stopped) = watch::channel(false);
     let reviewer = Arc::new(KubernetesReviewer::new(client.clone(), config.token_audiences.clone()));
-    let server = services(&config, snapshots.clone(), reviewer, authority.clone(), metrics);
+    let server = services(&config, snapshots.clone(), reviewer, authorities.clone(), metrics);
     let mut server_stop = stopped.clone();
     let server = server.serve_with_incoming_shutdown(ReceiverStream::new(accepted), async move {
         let _ = server_stop.changed().await;
@@ -127,7 +134,24 @@ pub async fn run(
         tokio::spawn(lease::lead(client, namespace, name, me.clone(), leading, stopped.clone()))
     });
     tasks.spawn("status", status::write(client.clone(), snapshots.clone(), writes));
-    tasks.spawn("root distribution", roots::distribute(client, authority.root_bundle().into(), leads));
+    let (distributed, stands) = watch::channel(None);
+    let (crl_done, _) = watch::channel(None);
+    for (map, done) in [(roots::ROOTS, distributed), (roots::CRL, crl_done)] {
+        let distribute = roots::distribute(client.clone(), map, authorities.clone(), leads.clone(), done);
+        tasks.spawn("root distribution", distribute);
+    }
+    let keeper = Keeper {
+        client,
+        namespace: config.namespace.clone(),
+        trust_domain: trust_domain(&config),
+        source,
+        stage: config.ca_stage,
+        authority: authority_known,
+        distributed: stands,
+        leading: leads,
+        progress,
+    };
+    tasks.spawn("the authority", keeper.keep());
 
     phase.send_replace(Phase::Serving);
     tracing::info!(address = %address(config.ports.grpc), "serving xDS and certificates");
@@ -176,7 +200,7 @@ fn services(
     config: &Config,
     snapshots: watch::Receiver<Snapshot>,
     reviewer: Arc<dyn Reviewer>,
-    authority: Arc<Authority>,
+    authority: watch::Receiver<Option<Arc<Authority>>>,
     metrics: Arc<Metrics>,
 ) -> tonic::transport::server::Router {
     let trust_domain: Arc<str> = trust_domain(config).into();
@@ -188,16 +212,21 @@ fn services(
         metrics.clone(),
     );
     let ads = AdsServer::new(snapshots.clone(), authenticator.clone(), metrics.clone());
-    let (_, authority) = watch::channel(authority);
     let ca = CaServer::new(authority, snapshots, authenticator, trust_domain, metrics);
     Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .max_connection_age(Duration::from_secs(30 * 60))
+        .max_connection_age(connection_age(rand::random()))
         .max_connection_age_grace(Duration::from_secs(10))
         .max_concurrent_streams(Some(10_000))
         .add_service(ads)
         .add_service(IstioCertificateServiceServer::new(ca))
+}
+
+/// Half an hour, give or take a tenth: replicas that start together do not have all their clients come back together.
+fn connection_age(chance: u16) -> Duration {
+    let tenth = 3 * 60 * 1000;
+    Duration::from_millis(9 * tenth + 2 * tenth * u64::from(chance) / u64::from(u16::MAX))
 }
 
 /// `@` cannot stand in a trust domain; istiod writes a dot instead.
@@ -217,12 +246,12 @@ fn settings(config: &Config) -> Settings {
 
 /// The authority of the cluster. Permissions and the API itself may be a moment behind us when everything is
 /// installed at once; both are waited for, for a while.
-async fn authority(client: &Client, config: &Config) -> Result<Authority, Error> {
+async fn authority(client: &Client, config: &Config) -> Result<(Source, Authority), Error> {
     let deadline = tokio::time::Instant::now() + START_PATIENCE;
     let trust_domain = trust_domain(config);
     let mut pause = Duration::from_millis(250);
     loop {
-        let attempt = store::load_or_create(client, &config.namespace, &trust_domain);
+        let attempt = ca::load(client, config, &trust_domain);
         let error = match tokio::time::timeout_at(deadline, attempt).await {
             Ok(Ok(authority)) => return Ok(authority),
             Ok(Err(error @ (Error::Api { .. } | Error::Forbidden { .. }))) => error,
@@ -243,15 +272,36 @@ async fn authority(client: &Client, config: &Config) -> Result<Authority, Error>
     }
 }
 
-async fn renew(serving: Arc<Serving>, authority: Arc<Authority>) {
+/// Keeps the serving certificate young, and follows the authority: what it signs, and whom it trusts.
+async fn renew(
+    serving: Arc<Serving>,
+    mut authorities: watch::Receiver<Option<Arc<Authority>>>,
+    renewed: watch::Sender<TlsAcceptor>,
+) {
     let mut check = tokio::time::interval(CERTIFICATE_CHECK);
+    authorities.mark_unchanged();
     loop {
-        check.tick().await;
+        let replaced = tokio::select! {
+            _ = check.tick() => false,
+            changed = authorities.changed() => match changed {
+                Ok(()) => true,
+                Err(_) => return,
+            },
+        };
+        let Some(authority) = authorities.borrow_and_update().clone() else { continue };
         let now = SystemTime::now();
-        if serving.due(now) {
+        if replaced || serving.due(now) {
             match serving.renew(&authority, now) {
                 Ok(()) => tracing::info!("serving certificate renewed"),
                 Err(error) => tracing::error!(%error, "serving certificate not renewed, trying again"),
+            }
+        }
+        if replaced {
+            match serve::tls(serving.clone(), authority.root_bundle()) {
+                Ok(tls) => drop(renewed.send_replace(tls)),
+                Err(error) => {
+                    tracing::error!(%error, "client certificates are judged by the roots of before")
+                }
             }
         }
     }

@@ -12,7 +12,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -74,7 +74,8 @@ fn certify(
         .map_err(|error| AuthorityError::Root(error.to_string()))?;
     let ends = (now + LIFE).min(authority.not_after());
     let half = ends.duration_since(now).unwrap_or_default() / 2;
-    Ok((CertifiedKey::new(vec![certificate], signing), now + half))
+    let chain = std::iter::once(certificate).chain(authority.intermediates().iter().cloned()).collect();
+    Ok((CertifiedKey::new(chain, signing), now + half))
 }
 
 impl ResolvesServerCert for Serving {
@@ -129,7 +130,7 @@ pub(crate) fn listen(socket: socket2::Socket) -> std::io::Result<TcpListener> {
 /// Accepts connections and hands on those that have shaken hands, until nobody takes them any more.
 pub(crate) async fn accept(
     listener: TcpListener,
-    tls: TlsAcceptor,
+    tls: watch::Receiver<TlsAcceptor>,
     connections: mpsc::Sender<std::io::Result<TlsStream<TcpStream>>>,
 ) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
@@ -148,7 +149,7 @@ pub(crate) async fn accept(
                 continue;
             }
         };
-        let (tls, connections) = (tls.clone(), connections.clone());
+        let (tls, connections) = (tls.borrow().clone(), connections.clone());
         tokio::spawn(async move {
             let _permit = permit;
             let _ = stream.set_nodelay(true);

@@ -52,6 +52,12 @@ pub struct Args {
     /// Further DNS names for the serving certificate, comma-separated
     #[arg(long, env = "ISTIOD_CUSTOM_HOST", value_delimiter = ',')]
     extra_names: Vec<String>,
+    /// Directory with the files of a plugged-in authority; Secret cacerts is looked at without it too
+    #[arg(long, env = "ROOT_CA_DIR")]
+    ca_directory: Option<std::path::PathBuf>,
+    /// Seconds that a stage of a root rotation lasts; as long as certificates live when not given
+    #[arg(long, env = "CA_ROTATION_STAGE_SECONDS")]
+    ca_stage_seconds: Option<u64>,
 }
 
 /// Runs until SIGTERM or Ctrl-C.
@@ -70,6 +76,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         trusted_node_accounts: args.trusted_node_accounts,
         token_audiences: args.token_audiences,
         extra_names: args.extra_names,
+        ca_directory: args.ca_directory,
+        ca_stage: args.ca_stage_seconds.map(std::time::Duration::from_secs),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

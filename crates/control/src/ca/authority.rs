@@ -1,6 +1,7 @@
 //! The root: made, read back, and used to sign.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -63,8 +64,16 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: String,
     root_bundle: String,
+    roots: Vec<CertificateDer<'static>>,
+    /// Certificates between the leaf and the roots, from the signing one up, PEM.
+    intermediates: Vec<String>,
+    intermediates_der: Vec<CertificateDer<'static>>,
+    crl: String,
+    not_before: SystemTime,
     not_after: SystemTime,
     lifetime: Lifetime,
+    /// The longest life signed so far, in seconds.
+    longest: AtomicU64,
 }
 
 impl fmt::Debug for Authority {
@@ -91,13 +100,30 @@ impl Authority {
 
     /// A root from its PEM files: signing certificate, its key, and the bundle of roots that clients trust.
     pub fn read(certificate: &str, key: &str, root_bundle: &str) -> Result<Self, AuthorityError> {
+        Self::read_with(certificate, key, root_bundle, "", None)
+    }
+
+    /// An authority from its PEM files, with the chain from the signing certificate up and a revocation list. The chain
+    /// must lead to one of the roots.
+    pub fn read_with(
+        certificate: &str,
+        key: &str,
+        root_bundle: &str,
+        chain: &str,
+        crl: Option<&str>,
+    ) -> Result<Self, AuthorityError> {
         let bad = |what: &str, error: String| AuthorityError::Root(format!("{what}: {error}"));
         let der = CertificateDer::from_pem_slice(certificate.as_bytes())
             .map_err(|error| bad("ca-cert.pem", error.to_string()))?;
         let (_, parsed) = x509_parser::parse_x509_certificate(&der)
             .map_err(|error| bad("ca-cert.pem", error.to_string()))?;
-        let not_after = u64::try_from(parsed.validity().not_after.timestamp())
-            .map_err(|_| bad("ca-cert.pem", "it expired before 1970".into()))?;
+        let moment = |seconds: i64| {
+            u64::try_from(seconds)
+                .map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+                .map_err(|_| bad("ca-cert.pem", "it expired before 1970".into()))
+        };
+        let not_after = moment(parsed.validity().not_after.timestamp())?;
+        let not_before = moment(parsed.validity().not_before.timestamp()).unwrap_or(SystemTime::UNIX_EPOCH);
         if !parsed.is_ca() {
             return Err(bad("ca-cert.pem", "it is not the certificate of an authority".into()));
         }
@@ -107,19 +133,76 @@ impl Authority {
         if key.subject_public_key_info() != parsed.public_key().raw {
             return Err(bad("ca-key.pem", "it is not the key of ca-cert.pem".into()));
         }
-        let roots = CertificateDer::pem_slice_iter(root_bundle.as_bytes())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| bad("root-cert.pem", error.to_string()))?;
+        let roots = certificates("root-cert.pem", root_bundle)?;
         if roots.is_empty() {
             return Err(bad("root-cert.pem", "no certificate in it".into()));
+        }
+        let mut path = vec![der.clone()];
+        path.extend(certificates("cert-chain.pem", chain)?.into_iter().filter(|one| *one != der));
+        path.retain(|one| !roots.contains(one));
+        leads_to(&path, &roots)?;
+        if let Some(crl) = crl {
+            x509_parser::pem::parse_x509_pem(crl.as_bytes())
+                .ok()
+                .filter(|(_, pem)| pem.label == "X509 CRL")
+                .ok_or_else(|| bad("ca-crl.pem", "it is no certificate revocation list".into()))?;
         }
         Ok(Self {
             issuer: Issuer::from_ca_cert_der(&der, key)?,
             certificate: certificate.into(),
             root_bundle: root_bundle.into(),
-            not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(not_after),
+            intermediates: path.iter().map(|one| pem(one)).collect(),
+            intermediates_der: path,
+            roots,
+            crl: crl.unwrap_or_default().into(),
+            not_before,
+            not_after,
             lifetime: Lifetime::default(),
+            longest: AtomicU64::new(0),
         })
+    }
+
+    /// Roots that clients trust.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// Certificates between a leaf and the roots.
+    pub fn intermediates(&self) -> &[CertificateDer<'static>] {
+        &self.intermediates_der
+    }
+
+    /// The revocation list, PEM; empty when there is none.
+    pub fn crl(&self) -> &str {
+        &self.crl
+    }
+
+    /// The longest life that was signed since this authority was read.
+    pub fn longest(&self) -> Duration {
+        Duration::from_secs(self.longest.load(Relaxed))
+    }
+
+    /// Whether less than a fifth of its life is left.
+    pub fn aged(&self, now: SystemTime) -> bool {
+        let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
+        self.not_after.duration_since(now).unwrap_or_default() < life / 5
+    }
+
+    /// Whether another one signs and is trusted in the same way.
+    pub fn same(&self, other: &Self) -> bool {
+        (&self.certificate, &self.root_bundle, &self.intermediates, &self.crl)
+            == (&other.certificate, &other.root_bundle, &other.intermediates, &other.crl)
+    }
+
+    /// SHA-256 of the signing certificate, hex.
+    pub fn digest(&self) -> String {
+        CertificateDer::from_pem_slice(self.certificate.as_bytes())
+            .map_or_else(|_| String::new(), |der| digest(&der))
+    }
+
+    /// SHA-256 of each root, hex.
+    pub fn root_digests(&self) -> Vec<String> {
+        self.roots.iter().map(|root| digest(root)).collect()
     }
 
     /// The signing certificate, PEM.
@@ -169,7 +252,10 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        Ok(vec![params.signed_by(&key, &self.issuer)?.pem(), self.root_bundle.clone()])
+        let leaf = params.signed_by(&key, &self.issuer)?.pem();
+        self.longest.fetch_max(life.as_secs(), Relaxed);
+        let chain = std::iter::once(leaf).chain(self.intermediates.iter().cloned());
+        Ok(chain.chain([self.root_bundle.clone()]).collect())
     }
 
     /// Signs a server certificate for these DNS names.
@@ -226,4 +312,44 @@ fn serial() -> SerialNumber {
     bytes[0] &= 0x7f;
     bytes[0] |= 0x01;
     SerialNumber::from_slice(&bytes)
+}
+
+fn certificates(file: &str, text: &str) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+    CertificateDer::pem_slice_iter(text.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| AuthorityError::Root(format!("{file}: {error}")))
+}
+
+/// Whether each certificate of a path is signed by the next, and the last by a root. An empty path is a root itself.
+fn leads_to(path: &[CertificateDer<'_>], roots: &[CertificateDer<'_>]) -> Result<(), AuthorityError> {
+    let wrong = |reason: &str| AuthorityError::Root(format!("cert-chain.pem: {reason}"));
+    let signed = |one: &CertificateDer<'_>, by: &CertificateDer<'_>| {
+        let (Ok((_, one)), Ok((_, by))) =
+            (x509_parser::parse_x509_certificate(one), x509_parser::parse_x509_certificate(by))
+        else {
+            return false;
+        };
+        by.is_ca() && one.issuer() == by.subject() && one.verify_signature(Some(by.public_key())).is_ok()
+    };
+    if !path.windows(2).all(|pair| matches!(pair, [one, by] if signed(one, by))) {
+        return Err(wrong("a certificate in it is not signed by the next one"));
+    }
+    match path.last() {
+        Some(last) if !roots.iter().any(|root| signed(last, root)) => {
+            Err(wrong("it does not lead to a certificate of root-cert.pem"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn pem(certificate: &CertificateDer<'_>) -> String {
+    use base64::Engine;
+    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
+    let lines = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect::<Vec<_>>();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+}
+
+fn digest(certificate: &CertificateDer<'_>) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,7 +1,7 @@
 //! `IstioCertificateService/CreateCertificate`.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh::Identity;
 use tokio::sync::watch;
@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use wire::ca::istio_certificate_service_server::IstioCertificateService;
 use wire::ca::{IstioCertificateRequest, IstioCertificateResponse};
 
+use super::limit::Limits;
 use super::{Authority, AuthorityError, Refused, may_impersonate};
 use crate::auth::{Authenticator, Caller};
 use crate::metrics::Metrics;
@@ -19,23 +20,24 @@ const NEWS: Duration = Duration::from_secs(2);
 
 /// Signs certificates for node proxies.
 pub struct CaServer {
-    authority: watch::Receiver<Arc<Authority>>,
+    authority: watch::Receiver<Option<Arc<Authority>>>,
     snapshots: watch::Receiver<Snapshot>,
     authenticator: Authenticator,
     trust_domain: Arc<str>,
     metrics: Arc<Metrics>,
+    limits: Limits,
 }
 
 impl CaServer {
     /// Signs with the latest authority, authorizes by the latest snapshot.
     pub fn new(
-        authority: watch::Receiver<Arc<Authority>>,
+        authority: watch::Receiver<Option<Arc<Authority>>>,
         snapshots: watch::Receiver<Snapshot>,
         authenticator: Authenticator,
         trust_domain: Arc<str>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { authority, snapshots, authenticator, trust_domain, metrics }
+        Self { authority, snapshots, authenticator, trust_domain, metrics, limits: Limits::default() }
     }
 
     /// The one identity that goes into the certificate: the one asked for, or the caller's own.
@@ -83,12 +85,24 @@ impl IstioCertificateService for CaServer {
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         self.metrics.requested();
         let caller = self.authenticator.caller(&request).await?;
+        // By the pod rather than its name: a new one starts afresh.
+        let key =
+            caller.pod.as_ref().map_or_else(|| caller.account.to_string().into(), |(_, uid)| uid.clone());
+        if let Err(wait) = self.limits.take(&key, Instant::now()) {
+            self.metrics.limited();
+            tracing::warn!(account = %caller.account, pod = caller.pod_name(), "certificate refused: too many asked for");
+            let message =
+                format!("too many certificates asked for; try again in {} ms", wait.as_millis() + 1);
+            return Err(Status::resource_exhausted(message));
+        }
         let request = request.into_inner();
         let identity = self.identity(&caller, &request).await?;
         if metadata(&request, "CertSigner").is_some() {
             return Err(Status::invalid_argument("external certificate signers are not supported"));
         }
         let authority = self.authority.borrow().clone();
+        let authority = authority.ok_or_else(|| Status::unavailable("there is no root certificate yet"))?;
+        let start = Instant::now();
         let chain = authority
             .life(request.validity_duration)
             .and_then(|life| authority.sign(&request.csr, &identity, life, SystemTime::now()))
@@ -103,7 +117,7 @@ impl IstioCertificateService for CaServer {
                     _ => Status::internal(message),
                 }
             })?;
-        self.metrics.issued();
+        self.metrics.issued(start.elapsed());
         tracing::info!(%identity, pod = caller.pod_name(), "certificate issued");
         Ok(Response::new(IstioCertificateResponse { cert_chain: chain }))
     }
@@ -163,7 +177,7 @@ mod tests {
         let authenticator =
             Authenticator::new(Arc::new(Proxy), "c".into(), "cluster.local".into(), trusted, metrics.clone());
         let authority = Authority::self_signed("cluster.local", SystemTime::now()).unwrap();
-        let (_keep, authority) = watch::channel(Arc::new(authority));
+        let (_keep, authority) = watch::channel(Some(Arc::new(authority)));
         let server = CaServer::new(authority, snapshots, authenticator, "cluster.local".into(), metrics);
 
         let asked = server.create_certificate(request("spiffe://cluster.local/ns/shop/sa/web"));

@@ -68,6 +68,15 @@ pub fn secret(namespace: &str, authority: &Authority) -> Secret {
     }
 }
 
+/// The data of a Secret as text.
+pub fn texts(secret: &Secret) -> Result<BTreeMap<String, String>, String> {
+    let text = |(key, bytes): (&String, &ByteString)| {
+        let text = String::from_utf8(bytes.0.clone()).map_err(|_| format!("{key} is not text"))?;
+        Ok((key.clone(), text))
+    };
+    secret.data.iter().flatten().map(text).collect()
+}
+
 /// The authority in a Secret. A root bundle that stands empty is the signing certificate itself.
 pub fn read(secret: &Secret) -> Result<Authority, String> {
     let text = |key: &str| -> Result<&str, String> {

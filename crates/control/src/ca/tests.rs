@@ -244,3 +244,79 @@ fn a_proxy_pod_that_has_ended_or_runs_as_somebody_else_holds_nothing() {
     let unplaced = pods(json!({ "spec": { "nodeName": null } }));
     assert!(matches!(decide(&unplaced, &proxy(), true, web), Err(Refused::NotOnNode { .. })));
 }
+
+/// An intermediate authority under a root, as files.
+fn intermediate() -> (Authority, std::collections::BTreeMap<String, String>) {
+    let now = SystemTime::now();
+    let root_key = KeyPair::generate().unwrap();
+    let mut root = CertificateParams::default();
+    root.distinguished_name.push(DnType::OrganizationName, "root");
+    root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    root.not_after = (now + DAY * 100).into();
+    let root_certificate = root.self_signed(&root_key).unwrap().pem();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::OrganizationName, "intermediate");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.not_after = (now + DAY * 50).into();
+    let issuer = rcgen::Issuer::from_params(&root, &root_key);
+    let certificate = params.signed_by(&key, &issuer).unwrap().pem();
+    let root = Authority::read(&root_certificate, &root_key.serialize_pem(), &root_certificate).unwrap();
+    let files = [
+        ("ca-cert.pem", certificate.clone()),
+        ("ca-key.pem", key.serialize_pem()),
+        ("root-cert.pem", root_certificate.clone()),
+        ("cert-chain.pem", certificate + &root_certificate),
+    ];
+    (root, files.map(|(name, text)| (name.to_string(), text)).into())
+}
+
+#[test]
+fn a_plugged_in_intermediate_signs_with_its_chain_up_to_the_root() {
+    let (root, files) = intermediate();
+    let authority = plugin::read(&files).unwrap().unwrap();
+    let key = KeyPair::generate().unwrap();
+    let chain = authority.sign(&request(&key), &identity(), DAY, SystemTime::now()).unwrap();
+    // Leaf, intermediate, and the roots last.
+    assert_eq!((chain.len(), chain[2].as_str()), (3, root.root_bundle()));
+    let (leaf, middle) = (der(&chain[0]), der(&chain[1]));
+    let (_, leaf) = x509_parser::certificate::X509Certificate::from_der(&leaf).unwrap();
+    let (_, middle) = x509_parser::certificate::X509Certificate::from_der(&middle).unwrap();
+    leaf.verify_signature(Some(middle.public_key())).unwrap();
+    assert!(chain[1].ends_with('\n'));
+
+    let tls = [("tls.crt", "cert-chain.pem"), ("tls.key", "ca-key.pem"), ("ca.crt", "root-cert.pem")]
+        .map(|(name, from)| (name.to_string(), files[from].clone()));
+    let same = plugin::read(&tls.into()).unwrap().unwrap();
+    assert_eq!((same.digest(), same.roots()), (authority.digest(), authority.roots()));
+}
+
+#[test]
+fn half_an_authority_or_one_that_leads_nowhere_is_refused() {
+    let (_, files) = intermediate();
+    assert!(plugin::read(&Default::default()).unwrap().is_none());
+    let mut half = files.clone();
+    half.remove("ca-key.pem");
+    let error = plugin::read(&half).unwrap_err();
+    assert!(error.contains("incomplete signing CA bundle: ca-key.pem"), "{error}");
+    let mut astray = files.clone();
+    astray.insert("root-cert.pem".into(), authority().root_bundle().into());
+    let error = plugin::read(&astray).unwrap_err();
+    assert!(error.contains("does not lead to"), "{error}");
+    let mut crl = files;
+    crl.insert("ca-crl.pem".into(), "x".into());
+    assert!(plugin::read(&crl).unwrap_err().contains("ca-crl.pem"));
+}
+
+#[test]
+fn a_plugged_in_authority_may_be_followed_only_by_one_that_shares_its_roots() {
+    let (_, files) = intermediate();
+    let old = plugin::read(&files).unwrap().unwrap();
+    let mut both = files.clone();
+    both.insert("root-cert.pem".into(), files["root-cert.pem"].clone() + authority().root_bundle());
+    let both = plugin::read(&both).unwrap().unwrap();
+    let (_, strange) = intermediate();
+    let strange = plugin::read(&strange).unwrap().unwrap();
+    assert!(plugin::may_follow(&old, &both) && plugin::may_follow(&both, &old));
+    assert!(!plugin::may_follow(&old, &strange));
+}

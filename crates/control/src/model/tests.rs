@@ -485,3 +485,45 @@ fn ports_of_their_own_become_a_deny_policy() {
     assert_eq!(two.rules[0].clauses[1].matches[0].not_destination_ports, [9090]);
     assert_eq!(policy_of(&peer("STRICT", json!({ "9090": { "mode": "STRICT" } }))), None);
 }
+
+#[test]
+fn a_value_that_cannot_be_understood_never_widens_a_match() {
+    let allow = |source: Value| converted_rules(json!({ "rules": [{ "from": [{ "source": source }] }] }));
+    let deny = |source: Value| {
+        converted_rules(json!({ "action": "DENY", "rules": [{ "from": [{ "source": source }] }] }))
+    };
+    let only = |rules: &[mesh::Rule]| rules[0].clauses[0].matches[0].clone();
+    // Of several, what is understood still counts.
+    let some = json!({ "ipBlocks": ["10.0.0.0/8", "10.0.0.300"] });
+    assert_eq!(only(&allow(some.clone())).source_ips.len(), 1);
+    assert_eq!(only(&deny(some)).source_ips.len(), 1);
+    // None is understood: it matches nothing, also beside something else.
+    let none = json!({ "ipBlocks": ["10.0.0.300"], "namespaces": ["a"] });
+    assert!(allow(none.clone()).is_empty() && deny(none).is_empty());
+    // An exception that is not understood: an ALLOW allows nothing, a DENY makes no exception.
+    let except = json!({ "namespaces": ["a"], "notIpBlocks": ["x"] });
+    assert!(allow(except.clone()).is_empty());
+    assert!(only(&deny(except.clone())).not_source_ips.is_empty());
+    let input = fixtures::authorization(
+        "shop",
+        "p",
+        json!({ "action": "DENY", "rules": [{ "from": [{ "source": except }] }, { "to": [{ "operation": { "ports": ["http"] } }] }] }),
+    );
+    let effect = effect(&input);
+    assert_eq!(effect.invalid, ["notIpBlocks \"x\"", "ports \"http\""]);
+    assert!(!effect.dead && effect.lost);
+}
+
+proptest::proptest! {
+    /// Whatever stands in a policy, it is converted or refused, and never matches more than without the bad value.
+    #[test]
+    fn absurd_policies_are_converted_without_harm(texts in proptest::collection::vec(".{0,20}", 0..20), deny: bool) {
+        let action = if deny { "DENY" } else { "ALLOW" };
+        let spec = json!({ "action": action, "rules": [
+            { "from": [{ "source": { "ipBlocks": texts, "notIpBlocks": texts, "principals": texts } }] },
+            { "to": [{ "operation": { "ports": texts } }], "when": [{ "key": "source.ip", "values": texts }] },
+        ] });
+        let input = fixtures::authorization("shop", "p", spec);
+        let _ = (authorization(&settings(), &input), effect(&input));
+    }
+}

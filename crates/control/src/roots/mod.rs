@@ -1,9 +1,11 @@
-//! The root certificate in every namespace (reference/control-plane.md §3.7): ConfigMap `istio-ca-root-cert`.
+//! The root certificate in every namespace (reference/control-plane.md §3.7): ConfigMap `istio-ca-root-cert`, and the
+//! revocation list beside it: `istio-ca-crl`.
 //!
 //! Only the replica that leads writes. What is deleted or changed by others is put right again; a namespace that
 //! cannot be written to is said once and tried again, and holds up no other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -14,10 +16,24 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use tokio::sync::watch;
 
-/// Name of the ConfigMap.
-pub const CONFIG_MAP: &str = "istio-ca-root-cert";
-/// Key of the certificates in it.
-pub const KEY: &str = "root-cert.pem";
+use crate::ca::Authority;
+
+/// A ConfigMap that stands in every namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct Map {
+    /// Its name.
+    pub name: &'static str,
+    /// The key in it.
+    pub key: &'static str,
+    /// What stands there.
+    pub content: fn(&Authority) -> &str,
+}
+
+/// The root certificates.
+pub const ROOTS: Map =
+    Map { name: "istio-ca-root-cert", key: "root-cert.pem", content: Authority::root_bundle };
+/// The revocation list; empty when there is none.
+pub const CRL: Map = Map { name: "istio-ca-crl", key: "ca-crl.pem", content: Authority::crl };
 /// Label that marks what the control plane writes.
 pub const LABEL: &str = "istio.io/config";
 /// Namespaces that get none.
@@ -29,8 +45,8 @@ const AGAIN: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 struct Seen {
     namespaces: BTreeSet<String>,
-    /// Whether the map of a namespace is as it should be.
-    maps: BTreeMap<String, bool>,
+    /// What the map of a namespace has, when it is labelled as it should be.
+    maps: BTreeMap<String, Option<String>>,
     listed: (bool, bool),
 }
 
@@ -43,14 +59,14 @@ enum Action {
 
 impl Seen {
     /// What is missing or wrong. Nothing before both kinds have been listed.
-    fn plan(&self) -> Vec<Action> {
+    fn plan(&self, content: &str) -> Vec<Action> {
         if self.listed != (true, true) {
             return Vec::new();
         }
         let todo = self.namespaces.iter().filter(|namespace| !EXCLUDED.contains(&namespace.as_str()));
         todo.filter_map(|namespace| match self.maps.get(namespace) {
-            Some(true) => None,
-            Some(false) => Some(Action::Repair(namespace.clone())),
+            Some(Some(have)) if have == content => None,
+            Some(_) => Some(Action::Repair(namespace.clone())),
             None => Some(Action::Create(namespace.clone())),
         })
         .collect()
@@ -67,28 +83,36 @@ impl Seen {
         }
     }
 
-    fn map(&mut self, map: &ConfigMap, root: &str) {
-        if map.metadata.name.as_deref() != Some(CONFIG_MAP) {
+    fn map(&mut self, map: &ConfigMap, what: Map) {
+        if map.metadata.name.as_deref() != Some(what.name) {
             return;
         }
         let Some(namespace) = map.metadata.namespace.clone() else { return };
-        self.maps.insert(namespace, is_right(map, root));
+        self.maps.insert(namespace, content(map, what.key));
     }
 }
 
-fn is_right(map: &ConfigMap, root: &str) -> bool {
+/// What a map has, when it is labelled as it should be.
+fn content(map: &ConfigMap, key: &str) -> Option<String> {
     let labelled = map
         .metadata
         .labels
         .as_ref()
         .and_then(|labels| labels.get(LABEL))
         .is_some_and(|value| value == "true");
-    labelled && map.data.as_ref().and_then(|data| data.get(KEY)).is_some_and(|have| have == root)
+    map.data.as_ref()?.get(key).filter(|_| labelled).cloned()
 }
 
-/// Keeps the root certificate in every namespace, whenever `leading`. Runs until dropped.
-pub(crate) async fn distribute(client: Client, root: String, mut leading: watch::Receiver<bool>) {
-    let config = watcher::Config::default().fields(&format!("metadata.name={CONFIG_MAP}"));
+/// Keeps a map in every namespace, whenever `leading`, and tells in `done` what stands in all of them. Runs until
+/// dropped.
+pub(crate) async fn distribute(
+    client: Client,
+    what: Map,
+    mut authority: watch::Receiver<Option<Arc<Authority>>>,
+    mut leading: watch::Receiver<bool>,
+    done: watch::Sender<Option<Arc<str>>>,
+) {
+    let config = watcher::Config::default().fields(&format!("metadata.name={}", what.name));
     let mut maps = std::pin::pin!(watcher(Api::<ConfigMap>::all(client.clone()), config).default_backoff());
     let mut namespaces = std::pin::pin!(
         watcher(Api::<Namespace>::all(client.clone()), watcher::Config::default()).default_backoff()
@@ -121,66 +145,85 @@ pub(crate) async fn distribute(client: Client, root: String, mut leading: watch:
                     seen.maps.clear();
                     seen.listed.1 = false;
                 }
-                Ok(watcher::Event::InitApply(map) | watcher::Event::Apply(map)) => seen.map(&map, &root),
+                Ok(watcher::Event::InitApply(map) | watcher::Event::Apply(map)) => seen.map(&map, what),
                 Ok(watcher::Event::InitDone) => seen.listed.1 = true,
                 Ok(watcher::Event::Delete(map)) => {
-                    if map.metadata.name.as_deref() == Some(CONFIG_MAP) {
+                    if map.metadata.name.as_deref() == Some(what.name) {
                         seen.maps.remove(&map.metadata.namespace.unwrap_or_default());
                     }
                 }
                 Err(error) => tracing::debug!(%error, "cannot watch config maps for root certificates"),
             },
             Ok(()) = leading.changed() => {}
+            Ok(()) = authority.changed() => {}
             _ = again.tick() => {}
         }
+        let now = authority.borrow_and_update().clone();
         if !*leading.borrow() {
+            done.send_replace(None);
             continue;
         }
-        for action in seen.plan() {
+        let Some(now) = now else { continue };
+        let text = (what.content)(&now);
+        for action in seen.plan(text) {
             let (namespace, result) = match action {
-                Action::Create(namespace) => (namespace.clone(), create(&client, &namespace, &root).await),
-                Action::Repair(namespace) => (namespace.clone(), repair(&client, &namespace, &root).await),
+                Action::Create(namespace) => {
+                    (namespace.clone(), create(&client, what, &namespace, text).await)
+                }
+                Action::Repair(namespace) => {
+                    (namespace.clone(), repair(&client, what, &namespace, text).await)
+                }
             };
             match result {
                 // What the watch will say in a moment.
                 Ok(()) => {
                     said.remove(&namespace);
-                    seen.maps.insert(namespace, true);
+                    seen.maps.insert(namespace, Some(text.into()));
                 }
                 Err(error) => {
                     if said.insert(namespace.clone()) {
-                        tracing::warn!(namespace, %error, "cannot write the root certificate, trying again");
+                        tracing::warn!(namespace, map = what.name, %error, "cannot write the map, trying again");
                     }
                 }
             }
         }
+        let everywhere = seen.listed == (true, true) && seen.plan(text).is_empty();
+        done.send_if_modified(|stands| {
+            let new = everywhere.then(|| text.into());
+            let changed = *stands != new;
+            *stands = new;
+            changed
+        });
     }
 }
 
-async fn create(client: &Client, namespace: &str, root: &str) -> Result<(), kube::Error> {
+async fn create(client: &Client, what: Map, namespace: &str, text: &str) -> Result<(), kube::Error> {
     let map = ConfigMap {
         metadata: ObjectMeta {
-            name: Some(CONFIG_MAP.into()),
+            name: Some(what.name.into()),
             namespace: Some(namespace.into()),
             labels: Some(BTreeMap::from([(LABEL.into(), "true".into())])),
             ..ObjectMeta::default()
         },
-        data: Some(BTreeMap::from([(KEY.into(), root.into())])),
+        data: Some(BTreeMap::from([(what.key.into(), text.into())])),
         ..ConfigMap::default()
     };
     match Api::namespaced(client.clone(), namespace).create(&PostParams::default(), &map).await {
         Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.is_already_exists() => repair(client, namespace, root).await,
+        Err(kube::Error::Api(status)) if status.is_already_exists() => {
+            repair(client, what, namespace, text).await
+        }
         // The namespace is gone or going.
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-async fn repair(client: &Client, namespace: &str, root: &str) -> Result<(), kube::Error> {
-    let patch = serde_json::json!({ "metadata": { "labels": { LABEL: "true" } }, "data": { KEY: root } });
+async fn repair(client: &Client, what: Map, namespace: &str, text: &str) -> Result<(), kube::Error> {
+    let patch =
+        serde_json::json!({ "metadata": { "labels": { LABEL: "true" } }, "data": { what.key: text } });
     let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
-    match api.patch(CONFIG_MAP, &PatchParams::default(), &Patch::Merge(&patch)).await {
+    match api.patch(what.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(error),
@@ -194,7 +237,10 @@ mod tests {
     fn seen(namespaces: &[&str], maps: &[(&str, bool)]) -> Seen {
         Seen {
             namespaces: namespaces.iter().map(|name| name.to_string()).collect(),
-            maps: maps.iter().map(|(name, right)| (name.to_string(), *right)).collect(),
+            maps: maps
+                .iter()
+                .map(|(name, right)| (name.to_string(), right.then(|| "root".to_string())))
+                .collect(),
             listed: (true, true),
         }
     }
@@ -203,20 +249,20 @@ mod tests {
     fn every_namespace_but_the_excluded_ones_gets_the_root() {
         let seen = seen(&["default", "kube-system", "kube-public", "kube-node-lease"], &[]);
         let create = |name: &str| Action::Create(name.into());
-        assert_eq!(seen.plan(), [create("default"), create("kube-system")]);
+        assert_eq!(seen.plan("root"), [create("default"), create("kube-system")]);
     }
 
     #[test]
     fn what_others_changed_is_repaired_and_what_is_right_is_left_alone() {
         let seen = seen(&["a", "b"], &[("a", true), ("b", false), ("gone", false)]);
-        assert_eq!(seen.plan(), [Action::Repair("b".into())]);
+        assert_eq!(seen.plan("root"), [Action::Repair("b".into())]);
     }
 
     #[test]
     fn nothing_is_written_before_everything_is_known() {
         let mut seen = seen(&["a"], &[]);
         seen.listed = (true, false);
-        assert_eq!(seen.plan(), []);
+        assert_eq!(seen.plan("root"), []);
     }
 
     #[test]
@@ -226,12 +272,15 @@ mod tests {
                 labels: Some(BTreeMap::from([(LABEL.into(), label.into())])),
                 ..ObjectMeta::default()
             },
-            data: Some(BTreeMap::from([(KEY.into(), root.into())])),
+            data: Some(BTreeMap::from([(ROOTS.key.into(), root.into())])),
             ..ConfigMap::default()
         };
-        assert!(is_right(&map("true", "root"), "root"));
-        assert!(!is_right(&map("false", "root"), "root"));
-        assert!(!is_right(&map("true", "other"), "root"));
-        assert!(!is_right(&ConfigMap::default(), "root"));
+        assert_eq!(content(&map("true", "root"), ROOTS.key).as_deref(), Some("root"));
+        assert_eq!(content(&map("false", "root"), ROOTS.key), None);
+        assert_eq!(content(&ConfigMap::default(), ROOTS.key), None);
+        let mut other = seen(&["a"], &[]);
+        other.map(&map("true", "other"), ROOTS);
+        other.maps.insert("a".into(), content(&map("true", "other"), ROOTS.key));
+        assert_eq!(other.plan("root"), [Action::Repair("a".into())]);
     }
 }

@@ -1,5 +1,7 @@
 //! What each change of an object publishes, and what it does not.
 
+mod external;
+
 use serde_json::json;
 
 use super::*;
