@@ -108,7 +108,7 @@ function ThemeSwitch() {
 
 /** `/` searches, `g` and a letter goes to a page, `?` helps. Not while somebody types. */
 function keys(help: () => void): () => void {
-  let prefix = 0;
+  let prefix = -Infinity;
   const down = (event: KeyboardEvent): void => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if ((event.target as Element).closest?.("input, textarea, select, dialog")) return;
@@ -120,7 +120,7 @@ function keys(help: () => void): () => void {
       box.select();
     } else if (prefix > event.timeStamp - 1200) {
       const page = PAGES.find((candidate) => candidate.key === event.key);
-      prefix = 0;
+      prefix = -Infinity;
       if (!page) return;
       go(page.path);
     } else if (event.key === "g") {

@@ -138,7 +138,7 @@ function Row({ f, kind }: { f: Finding; kind: Kind }) {
         <p class="muted">{kind === "plaintext" || kind === "unproven" ? `${bytes(f.bytes)}, ` : `${plural(f.connections, "connection")}, `}{ago(f.last_activity, now.value)}{f.policy && <> · policy <Name>{f.policy}</Name></>}</p>
       </div>
       <Reason why={f.why} count />
-      <a class="button" href={link("/graph", { level: "workload", sel: `${f.source}>${f.target}`, hubs: "edges", focus: undefined })} aria-label={`Show ${f.source_name} to ${f.target_name} in the graph`}>In graph</a>
+      <a class="button" href={link("/graph", { level: "workload", sel: `${f.source}>${f.target}`, hubs: "edges", focus: undefined })} aria-label={`In graph: ${f.source_name} to ${f.target_name}`}>In graph</a>
     </li>
   );
 }
