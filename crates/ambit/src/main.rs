@@ -6,6 +6,7 @@ mod cmd;
 mod demo;
 mod install;
 mod logging;
+mod port_forward;
 
 #[derive(Parser)]
 #[command(name = "ambit", version, about = "An ambient layer-4 service mesh", max_term_width = 100)]
@@ -24,12 +25,16 @@ enum Command {
     Install(cmd::install::InstallArgs),
     /// Remove the mesh; pods go on working in plaintext
     Uninstall(cmd::install::UninstallArgs),
+    /// Open the live graph and the scrape proof of the mesh in a browser
+    Dashboard(cmd::dashboard::Args),
     /// Run the control plane
     Control(cmd::control::Args),
     /// Run the node agent
     Agent(cmd::agent::Args),
     /// The CNI plugin (called by the container runtime)
     Cni(cmd::cni::Args),
+    /// Run the observer: flows, graph, scrape proof, web UI
+    Observe(cmd::observe::Args),
     /// Run the node proxy
     Proxy(cmd::proxy::Args),
 }
@@ -45,9 +50,11 @@ fn main() -> std::process::ExitCode {
         Command::Demo(args) => cmd::demo::run(args),
         Command::Install(args) => cmd::install::install(args),
         Command::Uninstall(args) => cmd::install::uninstall(args),
+        Command::Dashboard(args) => cmd::dashboard::run(args),
         Command::Control(args) => cmd::control::run(args),
         Command::Agent(args) => cmd::agent::run(args),
         Command::Cni(args) => cmd::cni::run(args),
+        Command::Observe(args) => cmd::observe::run(args),
         Command::Proxy(args) => cmd::proxy::run(args),
     })
 }

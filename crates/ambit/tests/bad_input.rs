@@ -96,6 +96,28 @@ fn without_root_it_says_so() {
     assert_eq!(lab.leftovers(), Vec::<String>::new());
 }
 
+/// Root, but without the capabilities that matter, as in a container that was given none.
+#[test]
+fn without_its_capabilities_it_says_which_it_needs() {
+    let lab = TestLab::new("c");
+    let bare = |args: &[&str]| {
+        let mut command = lab.command("setpriv");
+        command.args(["--bounding-set=-sys_admin,-net_admin", "--inh-caps=-all", AMBIT]).args(args);
+        command.env("NODE_NAME", "n").output().unwrap()
+    };
+    refused(&bare(&["lab", "up", "--name", &lab.name]), "CAP_SYS_ADMIN");
+    refused(&bare(&["proxy"]), "SYS_ADMIN");
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn the_parts_of_the_mesh_say_what_they_miss_outside_a_cluster() {
+    let lab = TestLab::new("o");
+    refused(&lab.ambit(&["control"]), "service account");
+    refused(&lab.ambit(&["agent"]), "node-name");
+    refused(&lab.ambit(&["agent", "--node-name", "n"]), "service account");
+}
+
 #[test]
 fn a_lab_name_that_makes_no_interface_name_is_refused() {
     let lab = TestLab::new("x");

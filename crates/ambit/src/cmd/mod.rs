@@ -2,9 +2,11 @@
 pub mod agent;
 pub mod cni;
 pub mod control;
+pub mod dashboard;
 pub mod demo;
 pub mod install;
 pub mod lab;
+pub mod observe;
 pub mod proxy;
 
 /// Runs a command that talks to a cluster.

@@ -6,7 +6,7 @@
 //! assumed.
 
 mod capture;
-mod http;
+
 mod prometheus;
 mod proof;
 mod report;
@@ -14,7 +14,6 @@ mod steps;
 
 use std::path::PathBuf;
 use std::time::Duration;
-
 
 /// What the user asked for.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@ use kube::Api;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::http;
+use crate::port_forward;
 
 /// The Prometheus of the demo.
 #[derive(Clone)]
@@ -51,7 +51,7 @@ impl Prometheus {
     }
 
     async fn api(&self, path: &str) -> anyhow::Result<Value> {
-        let text = http::get(&self.pods, &self.pod, 9090, path).await?;
+        let text = port_forward::get(&self.pods, &self.pod, 9090, path).await?;
         let mut answer: Value =
             serde_json::from_str(&text).context("Prometheus answered something that is no JSON")?;
         if answer["status"] != "success" {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One row of the query that users know from the article this demo follows.
 #[derive(Clone, Debug, Serialize)]
@@ -14,6 +14,15 @@ pub struct Row {
     pub connection_security_policy: String,
     /// Bytes sent to Prometheus.
     pub bytes: u64,
+}
+
+/// The observer's count of Prometheus' active targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// All of them.
+    pub total: u64,
+    /// Mutual TLS, seen by both proxies.
+    pub proven: u64,
 }
 
 /// Seconds that the chapters took.
@@ -48,6 +57,8 @@ pub struct Report {
     pub wire_readable_before: bool,
     /// … and after.
     pub wire_readable_after: bool,
+    /// What the observer's scrape proof says of all targets of Prometheus, the mesh's own included.
+    pub proof: Proof,
     /// The query's answer at the end.
     pub query: Vec<Row>,
     /// How long it took.
@@ -96,6 +107,8 @@ impl Report {
             "the eavesdropper read nothing before: the capture proves nothing".to_owned(),
         );
         check(!self.wire_readable_after, "the eavesdropper still reads scrapes".to_owned());
+        let Proof { total, proven } = self.proof;
+        check(total > 0 && proven == total, format!("the observer proves {proven} of {total} scrapes"));
         broken
     }
 
@@ -119,6 +132,7 @@ impl Report {
             yes(self.wire_readable_before),
             yes(self.wire_readable_after)
         );
+        println!("proven by the observer           {:>5}  of {}", self.proof.proven, self.proof.total);
         println!("pods restarted                   {:>5}", self.pods_restarted);
         println!("scrapes failed                   {:>5}", self.scrapes_failed_while_enrolling);
         println!(

@@ -15,9 +15,11 @@ use tokio::time::{Instant, sleep};
 use super::capture::{Overheard, eavesdrop};
 use super::prometheus::{Prometheus, Target};
 use super::proof::{Counters, Scraped, Seen, judge};
-use super::report::{QUERY, Report, Row};
-use super::{ENROLLED, MANIFESTS, PATIENCE, SCRAPE_INTERVAL, chapter, http, say};
+use super::report::{Proof, QUERY, Report, Row};
+use super::{ENROLLED, MANIFESTS, PATIENCE, SCRAPE_INTERVAL, chapter, say};
+use crate::cmd::dashboard;
 use crate::install::cluster::ClusterArgs;
+use crate::port_forward;
 
 const MESH_NAMESPACE: &str = "ambit-system";
 const SCRAPER: &str = "spiffe://cluster.local/ns/monitoring/sa/prometheus";
@@ -223,14 +225,19 @@ impl<'a> Story<'a> {
         );
         self.report.scrapes_failed_while_enrolling = self.prometheus.number(&failed).await? as u64;
         self.report.query = self.query().await?;
+        self.report.proof = self.proof().await?;
         Ok(self.report.clone())
     }
 
     /// Everything stays up until Ctrl-C.
     pub async fn stay(&self) -> anyhow::Result<()> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), "monitoring");
-        let port = http::forward(pods, self.prometheus_pod.clone(), 9090).await?;
+        let port = port_forward::forward(pods, self.prometheus_pod.clone(), 9090).await?;
         chapter("The lab stays up until Ctrl-C");
+        let mesh = Api::<Pod>::namespaced(self.client.clone(), MESH_NAMESPACE);
+        let observer = dashboard::observer(&mesh).await?;
+        let pages = port_forward::forward(mesh, observer, dashboard::PORT).await?;
+        say(&format!("Ambit        http://127.0.0.1:{pages}/"));
         say(&format!("Prometheus   http://127.0.0.1:{port}/graph"));
         say(&format!("kubectl      export KUBECONFIG={}", self.lab.kubeconfig.display()));
         std::future::pending().await
@@ -280,7 +287,7 @@ impl<'a> Story<'a> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), MESH_NAMESPACE);
         let mut counters = BTreeMap::new();
         for pod in pods.list(&ListParams::default().labels("app=ztunnel")).await? {
-            let text = http::get(&pods, &pod.name_any(), 15020, "/metrics").await?;
+            let text = port_forward::get(&pods, &pod.name_any(), 15020, "/metrics").await?;
             let node = pod.spec.and_then(|spec| spec.node_name).unwrap_or_default();
             counters.insert(node, Counters::parse(&text));
         }
@@ -308,6 +315,21 @@ impl<'a> Story<'a> {
         Ok(of_applications
             .map(|pod| (pod.name_any(), (pod.uid().unwrap_or_default(), restarts(pod))))
             .collect())
+    }
+
+    /// The observer's scrape proof. What it saw in plaintext just before the labels is still within its window for
+    /// some seconds.
+    async fn proof(&self) -> anyhow::Result<Proof> {
+        let pods = Api::<Pod>::namespaced(self.client.clone(), MESH_NAMESPACE);
+        let observer = dashboard::observer(&pods).await?;
+        wait("the observer to prove every scrape", || async {
+            let text = port_forward::get(&pods, &observer, dashboard::PORT, "/api/v1/targets").await?;
+            let mut targets: serde_json::Value = serde_json::from_str(&text)?;
+            let proof: Proof = serde_json::from_value(targets["summary"].take())?;
+            let all = proof.total > self.report.targets as u64 && proof.proven == proof.total;
+            Ok(if all { Ok(proof) } else { Err(format!("{proof:?}")) })
+        })
+        .await
     }
 
     /// The query of the article, once Prometheus' own scrapes of the proxies have brought it every workload.

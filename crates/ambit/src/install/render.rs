@@ -19,6 +19,7 @@ const COMPONENTS: &[(&str, &[&str])] = &[
     ("Custom resource definitions", &[include_str!("../../manifests/10-crds.yaml")]),
     ("Roles", &[include_str!("../../manifests/20-rbac.yaml")]),
     ("Control plane", &[include_str!("../../manifests/30-control.yaml")]),
+    ("Observer", &[include_str!("../../manifests/60-observe.yaml")]),
     ("Node agent", &[include_str!("../../manifests/40-agent.yaml")]),
     ("Node proxy", &[include_str!("../../manifests/50-proxy.yaml")]),
 ];

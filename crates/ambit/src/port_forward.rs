@@ -1,4 +1,4 @@
-//! HTTP to a port of a pod, through the API server's port-forward, as any user could.
+//! A port of a pod, through the API server, as any user can reach it.
 
 use anyhow::{Context, bail};
 use http_body_util::{BodyExt, Empty, Limited};
@@ -26,8 +26,9 @@ async fn fetch(pods: &Api<Pod>, pod: &str, port: u16, path: &str) -> anyhow::Res
     let stream = forwarder.take_stream(port).context("no stream for the port")?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
-    let request =
-        http::Request::get(path).header("host", format!("{pod}:{port}")).body(Empty::<bytes::Bytes>::new())?;
+    let request = http::Request::get(path)
+        .header("host", format!("localhost:{port}"))
+        .body(Empty::<bytes::Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), LIMIT).collect().await;
