@@ -5,8 +5,8 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::{Value, json};
 
 use crate::input::{
-    AuthorizationPolicy, Gateway, Namespace, Node, PeerAuthentication, Pod, Service,
-    ServiceEntry, Slice, WorkloadEntry,
+    AuthorizationPolicy, Gateway, Namespace, Node, PeerAuthentication, Pod, Service, ServiceEntry, Slice,
+    WorkloadEntry,
 };
 use crate::model::Settings;
 

@@ -16,6 +16,8 @@ use super::render::Component;
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 const REDIRECTION: &str = "ambient.istio.io/redirection";
 const ROOT_CERT: &str = "istio-ca-root-cert";
+/// The revocation list beside it.
+const ROOT_CRL: &str = "istio-ca-crl";
 
 /// What an uninstall changes for users.
 #[derive(Clone, Debug, Default)]
@@ -138,7 +140,7 @@ async fn delete_root_certificates(client: &Client) -> anyhow::Result<()> {
     let selector = ListParams::default().labels("istio.io/config=true");
     for map in Api::<ConfigMap>::all(client.clone()).list(&selector).await? {
         let (Some(namespace), name) = (map.namespace(), map.name_any()) else { continue };
-        if name != ROOT_CERT {
+        if name != ROOT_CERT && name != ROOT_CRL {
             continue;
         }
         match Api::<ConfigMap>::namespaced(client.clone(), &namespace)

@@ -1,5 +1,8 @@
 //! The whole control plane against a real Kubernetes API (the lab's, in this process), as a node proxy sees it.
 
+mod authority;
+mod status;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -36,6 +39,8 @@ struct Cluster {
     client: Client,
     bind: IpAddr,
     ports: control::Ports,
+    /// Length of a stage of a root rotation.
+    stage: Option<Duration>,
     stop: Option<oneshot::Sender<()>>,
     control: Option<tokio::task::JoinHandle<Result<(), control::Error>>>,
 }
@@ -64,7 +69,7 @@ impl Cluster {
         };
         let [_, high, middle, low] = std::process::id().to_be_bytes();
         let bind = IpAddr::V4(Ipv4Addr::new(127, 64 | high & 0x3f, middle, low.max(1)));
-        let mut cluster = Self { api, client, bind, ports, stop: None, control: None };
+        let mut cluster = Self { api, client, bind, ports, stage: None, stop: None, control: None };
         for namespace in ["ambit-system", "shop"] {
             cluster.ensure::<core::Namespace>(None, json!({ "metadata": { "name": namespace } })).await;
         }
@@ -85,7 +90,12 @@ impl Cluster {
     }
 
     fn config(&self) -> control::Config {
-        control::Config { bind: self.bind, ports: self.ports, ..control::Config::default() }
+        control::Config {
+            bind: self.bind,
+            ports: self.ports,
+            ca_stage: self.stage,
+            ..control::Config::default()
+        }
     }
 
     fn run(&mut self) {

@@ -1,0 +1,167 @@
+//! The authority of a running control plane: plugged in, replaced, rotated.
+
+use control::ca::Authority;
+use k8s_openapi::ByteString;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+use super::*;
+
+const SECRET: &str = "istio-ca-secret";
+const WEB_IDENTITY: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+impl Cluster {
+    fn secrets(&self) -> Api<core::Secret> {
+        Api::namespaced(self.client.clone(), "ambit-system")
+    }
+
+    async fn ask(&self, request: &str) {
+        let patch = json!({ "metadata": { "annotations": { "ambit.io/ca-request": request } } });
+        self.secrets().patch(SECRET, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    }
+
+    async fn stage(&self, wanted: &'static str) {
+        let reached = move |secret: Option<&core::Secret>| {
+            let annotations =
+                secret.and_then(|secret| secret.metadata.annotations.clone()).unwrap_or_default();
+            annotations.get("ambit.io/ca-stage").map_or("settled", String::as_str) == wanted
+                && !annotations.contains_key("ambit.io/ca-request")
+        };
+        let secrets = self.secrets();
+        soon(wanted, await_condition(secrets, SECRET, reached)).await.unwrap();
+    }
+
+    /// Waits until the root certificate of a namespace has so many roots.
+    async fn roots(&self, count: usize) -> String {
+        let api = Api::<core::ConfigMap>::namespaced(self.client.clone(), "shop");
+        let enough = move |map: Option<&core::ConfigMap>| {
+            map.and_then(|map| map.data.as_ref()?.get("root-cert.pem"))
+                .is_some_and(|text| all(text).len() == count)
+        };
+        let map =
+            soon("the roots", await_condition(api, "istio-ca-root-cert", enough)).await.unwrap().unwrap();
+        map.data.unwrap()["root-cert.pem"].clone()
+    }
+}
+
+fn all(pem: &str) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().unwrap()
+}
+
+/// A workload's certificate and what its proxy trusts.
+struct Held {
+    chain: Vec<CertificateDer<'static>>,
+    trusted: Vec<CertificateDer<'static>>,
+}
+
+impl Held {
+    async fn new(cluster: &Cluster, token: &str) -> Self {
+        let (answer, _) = certificate(cluster.connect().await, token, WEB_IDENTITY).await.unwrap();
+        let (roots, chain) = answer.cert_chain.split_last().unwrap();
+        Self { chain: chain.iter().flat_map(|pem| all(pem)).collect(), trusted: all(roots) }
+    }
+
+    fn accepts(&self, peer: &Held) -> bool {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add_parsable_certificates(self.trusted.iter().cloned());
+        let verifier = rustls::server::WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap();
+        let now = rustls_pki_types::UnixTime::now();
+        verifier.verify_client_cert(&peer.chain[0], &peer.chain[1..], now).is_ok()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_is_rotated_and_no_two_certificates_ever_refuse_each_other() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let mut cluster = Cluster::start().await;
+    cluster.root("shop").await;
+    cluster.halt().await;
+    cluster.stage = Some(Duration::from_secs(3600));
+    cluster.run();
+    let token = cluster.proxy_token().await;
+    let before = Held::new(&cluster, &token).await;
+    assert_eq!(before.trusted.len(), 1);
+
+    cluster.ask("rotate").await;
+    cluster.stage("distributing").await;
+    cluster.roots(2).await;
+    let distributing = Held::new(&cluster, &token).await;
+    assert_eq!(distributing.trusted.len(), 2);
+    // As long as certificates of before are about, the old root signs.
+    assert!(before.accepts(&distributing) && distributing.accepts(&before));
+
+    cluster.ask("next").await;
+    cluster.stage("retiring").await;
+    let retiring = Held::new(&cluster, &token).await;
+    assert!(!before.accepts(&retiring), "another root signs now");
+    assert!(distributing.accepts(&retiring) && retiring.accepts(&distributing));
+    assert!(retiring.accepts(&before));
+
+    // A fresh replica goes on where this one stopped.
+    cluster.halt().await;
+    cluster.run();
+    cluster.ask("next").await;
+    cluster.stage("settled").await;
+    let root = cluster.roots(1).await;
+    let settled = Held::new(&cluster, &token).await;
+    assert_eq!(settled.trusted, all(&root));
+    assert!(settled.accepts(&retiring) && retiring.accepts(&settled));
+    assert!(!settled.accepts(&before), "the old root is gone");
+    cluster.halt().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_secret_of_the_root_comes_back_with_the_same_root() {
+    let mut cluster = Cluster::start().await;
+    let root = cluster.root("shop").await;
+    cluster.secrets().delete(SECRET, &kube::api::DeleteParams::default()).await.unwrap();
+    let back = |secret: Option<&core::Secret>| secret.is_some();
+    let secret = soon("the Secret", await_condition(cluster.secrets(), SECRET, back)).await.unwrap().unwrap();
+    assert_eq!(secret.data.unwrap()["root-cert.pem"].0, root.as_bytes());
+    cluster.halt().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugged_in_authority_is_used_and_followed_but_never_one_that_would_cut_the_mesh() {
+    let mut cluster = Cluster::start().await;
+    let own = cluster.root("shop").await;
+    cluster.halt().await;
+    // The key of a root of ours is only in its Secret; two such Secrets are two authorities.
+    let made = cluster.secrets().get(SECRET).await.unwrap().data.unwrap();
+    let text = |key: &str| made[key].clone();
+    let plugged = |roots: ByteString| {
+        BTreeMap::from([
+            ("ca-cert.pem".to_string(), text("ca-cert.pem")),
+            ("ca-key.pem".to_string(), text("ca-key.pem")),
+            ("cert-chain.pem".to_string(), text("ca-cert.pem")),
+            ("root-cert.pem".to_string(), roots),
+        ])
+    };
+    let mut secret = json!({ "metadata": { "name": "cacerts", "namespace": "ambit-system" } });
+    secret["data"] = serde_json::to_value(plugged(text("root-cert.pem"))).unwrap();
+    cluster.ensure::<core::Secret>(Some("ambit-system"), secret).await;
+    cluster.secrets().delete(SECRET, &kube::api::DeleteParams::default()).await.unwrap();
+    cluster.run();
+    let token = cluster.proxy_token().await;
+    assert_eq!(Held::new(&cluster, &token).await.trusted, all(&own));
+    assert!(cluster.secrets().get_opt(SECRET).await.unwrap().is_none(), "no root of our own beside it");
+
+    // A further root is trusted at once.
+    let other = Authority::self_signed("cluster.local", std::time::SystemTime::now()).unwrap();
+    let replace = |data: BTreeMap<String, ByteString>| {
+        let secrets = cluster.secrets();
+        async move {
+            let patch = json!({ "data": data });
+            secrets.patch("cacerts", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+        }
+    };
+    replace(plugged(ByteString(format!("{own}{}", other.root_bundle()).into_bytes()))).await;
+    cluster.roots(2).await;
+    // Half of it is no reason to stop, nor to use it.
+    let mut half = plugged(ByteString(own.clone().into_bytes()));
+    half.insert("ca-key.pem".into(), ByteString(b"no key".to_vec()));
+    replace(half).await;
+    replace(plugged(ByteString(own.clone().into_bytes()))).await;
+    assert_eq!(all(&cluster.roots(1).await), all(&own));
+    cluster.halt().await;
+}
