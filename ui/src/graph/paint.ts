@@ -179,8 +179,8 @@ function paintTrunk(ctx: CanvasRenderingContext2D, e: SceneEdge, colours: Palett
 function trunkSign(ctx: CanvasRenderingContext2D, e: SceneEdge, camera: Camera, colours: Palette): void {
   ctx.globalAlpha = e.faded ? 0.4 : 1;
   const refused = e.edge.lock === "closed" && e.edge.pairs.proven < e.edge.pairs.total ? e.edge.pairs.denied + e.edge.pairs.failed : 0;
-  const label = camera.scale > 0.3 ? e.edge.label : "";
-  sign(ctx, e.route.badge, e.sign, label, colours.tone[e.tone], colours, Math.max(1, Math.min(1.7, 0.72 / camera.scale)), refused > 0 ? colours.tone.denied : null);
+  const label = camera.scale < 0.3 ? "" : camera.scale < 0.7 ? e.edge.label.replace(/ mTLS$/, "") : e.edge.label;
+  sign(ctx, e.route.badge, e.sign, label, colours.tone[e.tone], colours, Math.max(1, Math.min(1.6, 0.66 / camera.scale)), refused > 0 ? colours.tone.denied : null);
   ctx.globalAlpha = 1;
 }
 
@@ -188,7 +188,7 @@ function callSign(ctx: CanvasRenderingContext2D, e: SceneEdge, camera: Camera, c
   if (e.sign === "none" && !e.strong) return;
   ctx.globalAlpha = e.faded ? 0.25 : 1;
   const grow = Math.max(1, Math.min(1.8, 0.7 / camera.scale));
-  const share = e.sign === "half" ? percent(e.edge.percent_mutual_tls) : e.sign === "denied" && e.edge.connections.denied > 0 ? String(e.edge.connections.denied) : "";
+  const share = camera.scale < 0.7 && !e.strong ? "" : e.sign === "half" ? percent(e.edge.percent_mutual_tls) : e.sign === "denied" && e.edge.connections.denied > 0 ? String(e.edge.connections.denied) : "";
   const flow = e.strong && camera.scale > 0.5 ? `${bytes(e.edge.rate.sent + e.edge.rate.received)}/s` : "";
   const label = [share, flow].filter(Boolean).join(" · ");
   if (label) sign(ctx, e.route.badge, e.sign, label, colours.tone[e.tone], colours, grow, null);

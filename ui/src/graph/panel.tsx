@@ -1,7 +1,7 @@
 // What is picked, in words: who, how secured, why not, and the cure. Asks the observer for the pairs behind a line.
 
 import type { ComponentChildren } from "preact";
-import type { Edge, FlowRecord, Node, Pairs } from "../api/types.js";
+import type { Edge, Node, Pairs } from "../api/types.js";
 import { now } from "../clock.js";
 import { age, ago, bytes, count, percent, plural, rate } from "../model/format.js";
 import type { GraphModel } from "../model/model.js";
@@ -9,6 +9,7 @@ import { edgeTone, fullName, nameOfId, STATE, tone } from "../model/words.js";
 import { edgeSign, stateSign } from "../parts/glyphs.js";
 import { Icon, LockIcon } from "../parts/icon.js";
 import { Badge, Identity, Name, Reason, Split } from "../parts/parts.js";
+import { Records } from "../parts/records.js";
 import { usePoll } from "../poll.js";
 import { link, route } from "../router.js";
 
@@ -227,32 +228,5 @@ function Behind({ edge, window }: { edge: Edge; window: number }) {
       </ul>
       {total > pairs.length && <p class="muted">worst first; {count(total - pairs.length)} more at <a href={`/api/v1/pairs?source=${encodeURIComponent(edge.source)}&target=${encodeURIComponent(edge.target)}`} target="_blank" rel="noreferrer">the API</a></p>}
     </section>
-  );
-}
-
-export function Records({ records }: { records: FlowRecord[] }) {
-  const sides: ("source" | "destination")[] = ["source", "destination"];
-  return (
-    <div class="records">
-      {sides.map((side) => {
-        const own = records.filter((record) => record.reporter === side);
-        return (
-          <section key={side}>
-            <h4>{side === "source" ? "The caller's node proxy" : "The called pod's node proxy"}</h4>
-            {own.length === 0 && <p class="muted">said nothing</p>}
-            {own.map((record, i) => (
-              <dl key={i}>
-                <div><dt>Proxy</dt><dd><Name>{record.proxy_node}</Name></dd></div>
-                <div><dt>Saw</dt><dd>{record.security === "mutual_tls" ? "mutual TLS" : record.security.replace("_", " ")}, {record.verdict}{record.reason && ` (${record.reason})`}</dd></div>
-                {record.policy && <div><dt>Policy</dt><dd><Name>{record.policy}</Name></dd></div>}
-                <div><dt>Caller</dt><dd><Identity value={record.source_identity} />{record.source_identity && !record.source_proven && " (claimed)"}</dd></div>
-                <div><dt>Called</dt><dd><Identity value={record.destination_identity} />{record.destination_identity && !record.destination_proven && " (claimed)"}</dd></div>
-                <div><dt>Bytes</dt><dd>{bytes(record.sent)} sent, {bytes(record.received)} received</dd></div>
-              </dl>
-            ))}
-          </section>
-        );
-      })}
-    </div>
   );
 }

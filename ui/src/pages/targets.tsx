@@ -4,12 +4,12 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { authHeaders } from "../api/client.js";
 import type { Prometheus, Proof, ProofCounts, Target, Targets } from "../api/types.js";
 import { now } from "../clock.js";
-import { Records } from "../graph/panel.js";
 import { ago, count, percent, plural } from "../model/format.js";
 import { PROOF } from "../model/words.js";
 import type { Sign } from "../parts/glyphs.js";
 import { Icon, LockIcon } from "../parts/icon.js";
 import { Command, Empty, Failure, Identity, Name, Notice, Reason, Split } from "../parts/parts.js";
+import { Records } from "../parts/records.js";
 import { usePoll } from "../poll.js";
 import { link, route, set } from "../router.js";
 

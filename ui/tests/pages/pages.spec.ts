@@ -74,6 +74,7 @@ test.describe("every page", () => {
     await page.getByLabel("Find").blur();
     await page.keyboard.press("?");
     await expect(page.getByRole("dialog")).toBeVisible();
+    await accessible(page);
     await page.keyboard.press("Escape");
     await expect(page.getByRole("dialog")).toBeHidden();
     await page.goBack();
@@ -132,6 +133,7 @@ test.describe("the graph", () => {
     await panel.locator("summary").last().click();
     await expect(panel).toContainText("The caller's node proxy");
     await expect(panel).toContainText("The called pod's node proxy");
+    await accessible(page);
     await page.keyboard.press("Escape");
     await expect(panel).toBeHidden();
   });
