@@ -29,4 +29,6 @@ mod views;
 mod xds;
 
 pub use config::{Config, ConfigError, Dns, FlowTarget, Keepalive, Own, Ports, Remote, Root, Token};
+#[doc(hidden)]
+pub use dns::exercise as exercise_dns;
 pub use run::{RunError, run, run_with_log};

@@ -236,8 +236,8 @@ pub(crate) fn truncated(response: &[u8]) -> bool {
 fn mesh_question(bytes: &[u8]) -> Option<Question> {
     let plain =
         (bytes[2] >> 3) & 0xf == 0 && count(bytes, 0) == 1 && count(bytes, 1) == 0 && count(bytes, 2) == 0;
-    // An OPT at most.
-    if !plain || count(bytes, 3) > 1 {
+    // An OPT at most, and a name that is written out, since it is repeated as it is read.
+    if !plain || count(bytes, 3) > 1 || !written_out(bytes, HEADER) {
         return None;
     }
     let message = Message::from_vec(bytes).ok()?;
@@ -336,6 +336,17 @@ fn question_end(bytes: &[u8]) -> Option<usize> {
     (at <= bytes.len()).then_some(at)
 }
 
+/// Whether a name has no pointer to another.
+fn written_out(bytes: &[u8], mut at: usize) -> bool {
+    loop {
+        match bytes.get(at) {
+            Some(0) => return true,
+            Some(length @ 1..=63) => at += 1 + usize::from(*length),
+            _ => return false,
+        }
+    }
+}
+
 fn name_end(bytes: &[u8], mut at: usize) -> Option<usize> {
     loop {
         match *bytes.get(at)? {
@@ -395,6 +406,9 @@ impl Iterator for Records<'_> {
         Some(Place { section: self.section, kind, class, start, end })
     }
 }
+
+mod exercise;
+pub use exercise::exercise;
 
 #[cfg(test)]
 mod tests;

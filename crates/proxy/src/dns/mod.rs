@@ -16,6 +16,7 @@ mod stats;
 
 use std::sync::Arc;
 
+pub use message::exercise;
 pub(crate) use serve::{open, serve};
 
 use crate::config::Config;

@@ -315,8 +315,15 @@ impl Relay {
     }
 
     fn failed(&self, server: SocketAddr, reason: &str) {
-        if self.health.lock().failed(server, Instant::now()) {
+        let now = Instant::now();
+        if !self.health.lock().failed(server, now) {
+            return;
+        }
+        // A pod may ask whomever it likes; that is its own affair.
+        if self.resolvers.current(now).contains(&server) {
             tracing::warn!(%server, reason, "a name server does not answer and is asked last");
+        } else {
+            tracing::debug!(%server, reason, "a name server of a pod's own does not answer");
         }
     }
 }

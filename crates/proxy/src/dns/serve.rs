@@ -183,7 +183,7 @@ impl Server {
             let found = self.context.views.wait(WORKLOAD_WAIT, |view| self.pod.find(view, node)).await;
             let Some(client) = found else {
                 let PodInfo { namespace, name, .. } = &self.pod.info;
-                tracing::warn!(namespace, name, "a question of a pod that the control plane does not know");
+                tracing::debug!(namespace, name, "a question of a pod that the control plane does not know");
                 return None;
             };
             if let Some(answer) = self.known(query, &client) {
@@ -215,10 +215,13 @@ impl Server {
 
     async fn datagrams(self: Arc<Self>, socket: Arc<UdpSocket>) {
         let mut buffer = vec![0; 65_535];
-        let origin = match (self.pod.sockets.conntrack(), socket.local_addr()) {
-            (Ok(conntrack), Ok(local)) => Some((conntrack, local)),
-            _ => None,
-        };
+        let origin = self.pod.sockets.conntrack().and_then(|conntrack| Ok((conntrack, socket.local_addr()?)));
+        let origin = origin
+            .inspect_err(|error| {
+                let PodInfo { namespace, name, .. } = &self.pod.info;
+                tracing::warn!(namespace, name, %error, "whom the pod asks is not known, the proxy's own name servers are asked");
+            })
+            .ok();
         let drain = self.pod.drain.clone();
         loop {
             let received = tokio::select! {

@@ -582,3 +582,36 @@ fn the_name_server_that_the_pod_asks_is_asked() {
         names.proxy.stop().await;
     });
 }
+
+#[test]
+fn a_transfer_of_several_messages_arrives_whole() {
+    in_a_node(|node| async move {
+        serve(FIRST.parse().unwrap()).await;
+        let names = Names::new(&node, &[FIRST]).await;
+        let mut stream = names.connect().await;
+        send(&mut stream, &ask("zone.example", RecordType::AXFR, None)).await;
+        for last in 1..=3 {
+            let part = read(&receive(&mut stream).await);
+            assert_eq!(addresses(&part), [IpAddr::from([192, 0, 2, last])]);
+        }
+        names.proxy.stop().await;
+    });
+}
+
+#[test]
+fn nobody_is_asked_twice_to_change_something() {
+    in_a_node(|node| async move {
+        // It takes what it is told and says nothing.
+        let silent = UdpSocket::bind((FIRST, 53)).await.unwrap();
+        let names = Names::new(&node, &[FIRST, "10.77.0.200"]).await;
+        let mut update = ask("zone.example", RecordType::SOA, None);
+        update[2] = 5 << 3;
+        let answer = read(&names.udp(&update).await);
+        assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+        assert_eq!(answer.metadata.op_code, OpCode::Update);
+        let mut buffer = [0; 512];
+        assert!(silent.try_recv_from(&mut buffer).is_ok());
+        assert!(silent.try_recv_from(&mut buffer).is_err(), "once");
+        names.proxy.stop().await;
+    });
+}

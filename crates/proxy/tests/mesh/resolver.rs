@@ -112,6 +112,18 @@ fn answers(bytes: &[u8], tcp: bool) -> Vec<Vec<u8>> {
                 right.add_additional(a(&target, last));
             }
         }
+        (_, RecordType::AXFR) => {
+            // Several messages, of which only the first repeats the question.
+            let messages = (1..=3).map(|last| {
+                let mut part = right.clone();
+                if last > 1 {
+                    part.queries.clear();
+                }
+                part.add_answer(a(owner, last));
+                part.to_vec().unwrap()
+            });
+            return messages.collect();
+        }
         (_, RecordType::TXT) => {
             let text = RData::TXT(TXT::new(vec!["nobody touches this".into()]));
             right.add_answer(Record::from_rdata(owner.clone(), 60, text));
