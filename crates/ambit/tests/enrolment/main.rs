@@ -62,7 +62,11 @@ fn app(name: &str, metadata: serde_json::Value, more: &[&str]) -> Pod {
 
 async fn create(client: &Client, pod: &Pod) {
     let api = Api::<Pod>::namespaced(client.clone(), NAMESPACE);
-    api.create(&PostParams::default(), pod).await.unwrap();
+    // The service account of a new namespace comes a moment after it.
+    eventually("the pod to be made", || async {
+        api.create(&PostParams::default(), pod).await.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
 }
 
 async fn pods(client: &Client) -> BTreeMap<String, Pod> {
@@ -173,7 +177,7 @@ async fn many_pods_join_and_leave_under_requests_and_none_is_lost() {
     load.say("word-before");
     eventually("plaintext to be readable before", || async { ears.heard("word-before") }).await;
 
-    for (round, quiet) in [(1, "word-first"), (2, "word-again")] {
+    for (round, quiet) in [(1, "hush-first"), (2, "hush-again")] {
         let start = Instant::now();
         lab.label(NAMESPACE, "ambient").await;
         let took = until_enrolled(&client, &crowd, true).await;
@@ -184,7 +188,7 @@ async fn many_pods_join_and_leave_under_requests_and_none_is_lost() {
             took.last().unwrap()
         );
         // Connections older than the enrolment end one after the other, as they become idle.
-        let silent = until_silent(&load, &ears, &format!("{quiet}-old")).await;
+        let silent = until_silent(&load, &ears, &format!("word-old-{round}")).await;
         println!("round {round}: nothing readable {:?} after the label", silent.duration_since(start));
         load.say(quiet);
         let before = load.requests();
