@@ -15,13 +15,16 @@ export function toWorld(camera: Camera, p: Point): Point {
   return { x: p.x / camera.scale + camera.x, y: p.y / camera.scale + camera.y };
 }
 
-/** All of it in the middle, never larger than life. */
+/** Room below for the summary that stands over the picture. */
+const FOOT = 28;
+
+/** All of it in the middle, hardly larger than life. */
 export function fit(bounds: Rect, width: number, height: number, margin = 40): Camera {
-  const scale = Math.max(MIN_SCALE, Math.min(1.15, (width - 2 * margin) / Math.max(1, bounds.w), (height - 2 * margin) / Math.max(1, bounds.h)));
+  const scale = Math.max(MIN_SCALE, Math.min(1.15, (width - 2 * margin) / Math.max(1, bounds.w), (height - FOOT - 2 * margin) / Math.max(1, bounds.h)));
   return {
     scale,
     x: bounds.x + bounds.w / 2 - width / 2 / scale,
-    y: bounds.y + bounds.h / 2 - height / 2 / scale,
+    y: bounds.y + bounds.h / 2 - (height - FOOT) / 2 / scale,
   };
 }
 

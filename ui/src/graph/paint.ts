@@ -1,7 +1,7 @@
 // The still picture: boxes, lines, nodes, locks. Paints a scene as the camera sees it and keeps nothing. Never more
 // detail than the scale can show: names and locks step back before they become noise.
 
-import { bytes, percent } from "../model/format.js";
+import { age, bytes, percent } from "../model/format.js";
 import { edgeTone, nameOfId } from "../model/words.js";
 import { edgeSign, stateSign } from "../parts/glyphs.js";
 import type { Camera } from "./camera.js";
@@ -179,8 +179,11 @@ function paintTrunk(ctx: CanvasRenderingContext2D, e: SceneEdge, colours: Palett
 function trunkSign(ctx: CanvasRenderingContext2D, e: SceneEdge, camera: Camera, colours: Palette): void {
   ctx.globalAlpha = e.faded ? 0.4 : 1;
   const refused = e.edge.lock === "closed" && e.edge.pairs.proven < e.edge.pairs.total ? e.edge.pairs.denied + e.edge.pairs.failed : 0;
-  const label = camera.scale < 0.3 ? "" : camera.scale < 0.7 ? e.edge.label.replace(/ mTLS$/, "") : e.edge.label;
-  sign(ctx, e.route.badge, e.sign, label, colours.tone[e.tone], colours, Math.max(1, Math.min(1.6, 0.66 / camera.scale)), refused > 0 ? colours.tone.denied : null);
+  const words = camera.scale < 0.3 ? "" : camera.scale < 0.7 ? e.edge.label.replace(/ mTLS$/, "") : e.edge.label;
+  // Old data says so, and how old it is: a green lock of before is no proof of now.
+  const old = e.edge.stale_ms;
+  const label = old === null ? words : [words, `${age(old)} old`].filter(Boolean).join(" · ");
+  sign(ctx, e.route.badge, e.sign, label, old === null ? colours.tone[e.tone] : colours.muted, colours, Math.max(1, Math.min(1.6, 0.66 / camera.scale)), refused > 0 ? colours.tone.denied : null);
   ctx.globalAlpha = 1;
 }
 
@@ -191,8 +194,9 @@ function callSign(ctx: CanvasRenderingContext2D, e: SceneEdge, camera: Camera, c
   const share = camera.scale < 0.7 && !e.strong ? "" : e.sign === "half" ? percent(e.edge.percent_mutual_tls) : e.sign === "denied" && e.edge.connections.denied > 0 ? String(e.edge.connections.denied) : "";
   const flow = e.strong && camera.scale > 0.5 ? `${bytes(e.edge.rate.sent + e.edge.rate.received)}/s` : "";
   const label = [share, flow].filter(Boolean).join(" · ");
-  if (label) sign(ctx, e.route.badge, e.sign, label, colours.tone[e.tone], colours, grow, null);
-  else lock(ctx, e.route.badge, e.sign, colours.tone[e.tone], colours, grow);
+  const colour = e.edge.stale_ms === null ? colours.tone[e.tone] : colours.muted;
+  if (label) sign(ctx, e.route.badge, e.sign, label, colour, colours, grow, null);
+  else lock(ctx, e.route.badge, e.sign, colour, colours, grow);
   ctx.globalAlpha = 1;
 }
 

@@ -173,7 +173,7 @@ function Evidence({ target }: { target: Target }) {
   const span = evidence.from !== null && evidence.to !== null ? `Bytes had to move between ${clock(evidence.from)} and ${clock(evidence.to)}, around the scrape at ${target.last_scrape === null ? "–" : clock(target.last_scrape)}.` : "";
   return (
     <div class="evidence-drawer">
-      <p class="verdict">{evidence.text} <span class="muted">{span}</span></p>
+      <p class="verdict">{evidence.text.replace(/\.?$/, ".")} <span class="muted">{span}</span></p>
       {target.why && <Reason why={target.why} />}
       {target.notes.map((note) => <Reason key={note.code} why={note} />)}
       {target.last_error && <p class="lasterror"><span class="muted">Prometheus says</span> {target.last_error}</p>}
