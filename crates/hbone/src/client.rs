@@ -2,6 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -12,12 +13,12 @@ use mesh::Identity;
 use rustls_pki_types::ServerName;
 use std::net::SocketAddr;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use crate::keepalive::Keepalive;
 use crate::stream::{REMEMBERED_RESETS, SMALL_FRAMES};
-use crate::tls::{self, Credential, HandshakeError, identities};
+use crate::tls::{self, Credential, HandshakeError, Presented, Side, identities};
 use crate::{Baggage, Head, HeadError, Settings, Stream, connect};
 
 /// What a peer may say of itself in headers.
@@ -34,6 +35,8 @@ pub struct Tunnel {
     identity: Identity,
     answer_timeout: Duration,
     closed: watch::Receiver<bool>,
+    cut: Arc<Notify>,
+    presented: Presented,
 }
 
 /// A stream that the peer has accepted.
@@ -96,7 +99,7 @@ impl Tunnel {
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let within = settings.handshake_timeout;
-        let config = tls::client_config(credential, expected)?;
+        let config = tls::client_config(credential, expected, &settings.rules)?;
         // Goes nowhere: SNI is switched off and the verifier looks at identities only.
         let name = ServerName::IpAddress(peer.ip().into());
         let connect = tokio_rustls::TlsConnector::from(config).connect(name, io);
@@ -107,6 +110,8 @@ impl Tunnel {
             .into_iter()
             .find(|identity| expected.contains(identity))
             .ok_or(HandshakeError::Peer { peer, fault: tls::PeerFault::NoIdentity })?;
+        let chain = stream.get_ref().1.peer_certificates();
+        let presented = Presented::new(chain, credential.roots(), &settings.rules, Side::Server);
         let http2 = async {
             let (requests, mut connection) = h2::client::Builder::new()
                 .initial_window_size(settings.stream_window)
@@ -139,8 +144,10 @@ impl Tunnel {
         let (closing, closed) = watch::channel(false);
         let mut keepalive =
             pings.map(|pings| Keepalive::new(pings, settings.ping_interval, settings.ping_timeout));
+        let cut = Arc::new(Notify::new());
+        let told = cut.clone();
         tokio::spawn(async move {
-            let ended = poll_fn(|cx| {
+            let running = poll_fn(|cx| {
                 if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
                     return Poll::Ready(result.err().map(|error| error.to_string()));
                 }
@@ -148,12 +155,15 @@ impl Tunnel {
                     Some(keepalive) => keepalive.poll_dead(cx).map(|()| Some("no answer to PING".into())),
                     None => Poll::Pending,
                 }
-            })
-            .await;
+            });
+            let ended = tokio::select! {
+                ended = running => ended,
+                () = told.notified() => Some("cut".into()),
+            };
             tracing::debug!(%peer, reason = ended.as_deref().unwrap_or("closed"), "tunnel ended");
             let _ = closing.send(true);
         });
-        Ok(Self { requests, peer, identity, answer_timeout: settings.answer_timeout, closed })
+        Ok(Self { requests, peer, identity, answer_timeout: settings.answer_timeout, closed, cut, presented })
     }
 
     /// Asks the peer to connect to what `head` names. The answer is waited for, within the limit of the settings.
@@ -191,6 +201,16 @@ impl Tunnel {
     /// Whether the tunnel is gone.
     pub fn is_closed(&self) -> bool {
         *self.closed.borrow()
+    }
+
+    /// Whether the peer's certificate has been revoked since.
+    pub fn is_revoked(&self) -> bool {
+        self.presented.is_revoked()
+    }
+
+    /// Ends the tunnel and all its streams at once.
+    pub fn cut(&self) {
+        self.cut.notify_one();
     }
 
     /// Waits until the tunnel is gone.

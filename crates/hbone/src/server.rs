@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::keepalive::Keepalive;
 use crate::stream::{REMEMBERED_RESETS, SMALL_FRAMES};
-use crate::tls::{self, Credential, HandshakeError, PeerFault, identities};
+use crate::tls::{self, Credential, HandshakeError, PeerFault, Presented, Side, identities};
 use crate::{Baggage, Head, HeadError, Settings, Stream, connect};
 
 const MAX_HEADER_LIST: u32 = 64 << 10;
@@ -29,6 +29,7 @@ pub struct Server<IO> {
     keepalive: Option<Keepalive>,
     identity: Identity,
     peer: SocketAddr,
+    presented: Presented,
 }
 
 /// A stream that the client asks for.
@@ -59,7 +60,7 @@ where
         settings: &Settings,
     ) -> Result<Self, HandshakeError> {
         let within = settings.handshake_timeout;
-        let config = tls::server_config(credential)?;
+        let config = tls::server_config(credential, &settings.rules)?;
         let accept = tokio_rustls::TlsAcceptor::from(config).accept(io);
         let stream =
             timeout(within, accept).await.map_err(|_| HandshakeError::TlsTimeout { peer, within })?;
@@ -68,6 +69,8 @@ where
             .into_iter()
             .find(|identity| identity.trust_domain() == credential.identity().trust_domain())
             .ok_or(HandshakeError::Peer { peer, fault: PeerFault::NoIdentity })?;
+        let chain = stream.get_ref().1.peer_certificates();
+        let presented = Presented::new(chain, credential.roots(), &settings.rules, Side::Client);
         let http2 = h2::server::Builder::new()
             .initial_window_size(settings.stream_window)
             .initial_connection_window_size(settings.connection_window)
@@ -85,7 +88,7 @@ where
         let keepalive = connection
             .ping_pong()
             .map(|pings| Keepalive::new(pings, settings.ping_interval, settings.ping_timeout));
-        Ok(Self { connection, keepalive, identity, peer })
+        Ok(Self { connection, keepalive, identity, peer, presented })
     }
 
     /// The next request; nothing once the tunnel has ended. Must be awaited for as long as streams are in use,
@@ -121,6 +124,11 @@ where
     /// Asks the client to open no more streams here; running ones go on. [`Server::next`] must still be awaited.
     pub fn graceful_shutdown(&mut self) {
         self.connection.graceful_shutdown();
+    }
+
+    /// Whether the client's certificate has been revoked since.
+    pub fn is_revoked(&self) -> bool {
+        self.presented.is_revoked()
     }
 
     /// The identity that the client proved.

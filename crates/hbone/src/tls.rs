@@ -6,6 +6,7 @@
 
 mod credential;
 mod fault;
+mod rules;
 mod verify;
 
 use std::sync::{Arc, LazyLock};
@@ -17,6 +18,8 @@ use mesh::Identity;
 
 pub use credential::{Credential, CredentialError, Validity, pem_certificates};
 pub use fault::{HandshakeError, PeerFault};
+pub(crate) use rules::{Presented, Side};
+pub use rules::{RevocationError, Revocations, Rules};
 pub use verify::identities;
 
 /// AES-128-GCM first (the same security margin here for less work), hybrid post-quantum key exchange first.
@@ -43,14 +46,41 @@ pub fn provider() -> Arc<CryptoProvider> {
     PROVIDER.clone()
 }
 
+/// The same, as far as `rules` allow.
+fn provider_for(rules: &Rules) -> Arc<CryptoProvider> {
+    if !rules.tls12 && !rules.post_quantum_only {
+        return provider();
+    }
+    let mut provider = (*provider()).clone();
+    if rules.tls12 {
+        provider.cipher_suites.extend([
+            aws_lc_rs::cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            aws_lc_rs::cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+            aws_lc_rs::cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            aws_lc_rs::cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+        ]);
+    }
+    if rules.post_quantum_only {
+        provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
+    }
+    Arc::new(provider)
+}
+
+static ALSO_1_2: [&rustls::SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
+
+fn versions(rules: &Rules) -> &'static [&'static rustls::SupportedProtocolVersion] {
+    if rules.tls12 { &ALSO_1_2 } else { &ALSO_1_2[..1] }
+}
+
 /// For a client with `credential` that accepts a server which proves to be one of `expected`.
 pub fn client_config(
     credential: &Credential,
     expected: &[Identity],
+    rules: &Rules,
 ) -> Result<Arc<ClientConfig>, HandshakeError> {
-    let verifier = verify::ServerIdentity::new(credential.roots(), expected.to_vec());
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
+    let verifier = verify::ServerIdentity::new(credential.roots(), expected.to_vec(), rules);
+    let mut config = ClientConfig::builder_with_provider(provider_for(rules))
+        .with_protocol_versions(versions(rules))
         .map_err(HandshakeError::configuration)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
@@ -62,12 +92,14 @@ pub fn client_config(
 }
 
 /// For a server with `credential` that accepts clients of its own trust domain.
-pub fn server_config(credential: &Credential) -> Result<Arc<ServerConfig>, HandshakeError> {
+///
+/// It is built once for a credential: `rules` are those of the process, not of a connection.
+pub fn server_config(credential: &Credential, rules: &Rules) -> Result<Arc<ServerConfig>, HandshakeError> {
     credential.server_config(|| {
         let own = credential.identity().trust_domain();
-        let verifier = verify::ClientIdentity::new(credential.roots(), own)?;
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
+        let verifier = verify::ClientIdentity::new(credential.roots(), own, rules)?;
+        let mut config = ServerConfig::builder_with_provider(provider_for(rules))
+            .with_protocol_versions(versions(rules))
             .map_err(HandshakeError::configuration)?
             .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(credential.resolver());

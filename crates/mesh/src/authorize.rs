@@ -93,6 +93,65 @@ pub fn authorize(view: &View, destination: &Workload, connection: &Connection) -
     }
 }
 
+/// What a policy that is only tried out would have done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DryRun {
+    /// It would have denied the connection.
+    Denied(RuleRef),
+    /// It would have allowed it.
+    Allowed(RuleRef),
+    /// Nothing allows it, and such policies being enforced, that would have denied it; they are named.
+    NotAllowed(Vec<PolicyKey>),
+}
+
+impl DryRun {
+    /// The word in metrics and log.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Denied(_) => "denied",
+            Self::Allowed(_) => "allowed",
+            Self::NotAllowed(_) => "not_allowed",
+        }
+    }
+
+    /// The policy that would have decided; the first when there are several.
+    pub fn policy(&self) -> Option<&PolicyKey> {
+        match self {
+            Self::Denied(by) | Self::Allowed(by) => Some(&by.policy),
+            Self::NotAllowed(policies) => policies.first(),
+        }
+    }
+}
+
+/// What the dry-run policies would have done with `connection`. Nothing of it is enforced.
+pub fn dry_run(view: &View, destination: &Workload, connection: &Connection) -> Vec<DryRun> {
+    let principal = connection.identity.as_ref().map(Identity::principal).unwrap_or_default();
+    let facts = Facts { connection, principal: &principal };
+    let mut outcome = Vec::new();
+    let mut allowers = Vec::new();
+    let mut allowed = false;
+    for policy in view.policies_for(destination).filter(|policy| policy.dry_run) {
+        let hit = policy.rules.iter().position(|rule| facts.rule(rule));
+        let by = hit.map(|rule| RuleRef { policy: policy.key(), rule });
+        match (policy.action, by) {
+            (Action::Deny, Some(by)) => outcome.push(DryRun::Denied(by)),
+            (Action::Deny, None) => {}
+            (Action::Allow, Some(by)) => {
+                allowed = true;
+                outcome.push(DryRun::Allowed(by));
+            }
+            (Action::Allow, None) => allowers.push(policy.key()),
+        }
+    }
+    // An enforced policy that allows it would go on doing so.
+    let otherwise = || matches!(authorize(view, destination, connection), Verdict::Allowed(_));
+    if !allowed && !allowers.is_empty() && !otherwise() {
+        allowers.sort();
+        outcome.push(DryRun::NotAllowed(allowers));
+    }
+    outcome
+}
+
 struct Facts<'a> {
     connection: &'a Connection,
     principal: &'a str,

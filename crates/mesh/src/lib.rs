@@ -6,6 +6,7 @@
 //! `docs/architecture.md`.
 
 mod address;
+mod arrive;
 mod authorize;
 mod decide;
 mod gateway;
@@ -18,8 +19,11 @@ mod view;
 mod workload;
 
 pub use address::{Cidr, CidrError, NetworkAddress};
-pub use authorize::{Connection, RuleRef, Verdict, authorize};
-pub use decide::{Authority, Call, Decision, Plaintext, Route, Via, decide};
+pub use arrive::{Arrival, NotHere, arrive};
+pub use authorize::{Connection, DryRun, RuleRef, Verdict, authorize, dry_run};
+pub use decide::{
+    Authority, Call, Decision, Inner, NOTHING_RESOLVED, Plaintext, Resolved, Route, Via, decide,
+};
 pub use gateway::{Gateway, GatewayTarget};
 pub use identity::{Identity, IdentityError};
 pub use policy::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch};

@@ -34,6 +34,14 @@ pub enum Refusal {
         /// The workload or service.
         destination: String,
     },
+    /// The service is on another network, and nothing says who would answer there.
+    #[error(
+        "no identity: service {service} is on another network and has no subjectAltNames, so nobody there could prove to be it"
+    )]
+    NoServiceIdentity {
+        /// The service that was called.
+        service: ServiceKey,
+    },
     /// The workload has no address that could be dialled.
     #[error("no valid destination: workload {workload} has no address")]
     NoAddress {
@@ -53,6 +61,7 @@ impl Refusal {
             Self::NoHealthyUpstream { .. } => "no_healthy_upstream",
             Self::UnknownWaypoint { .. } => "unknown_waypoint",
             Self::UnknownGateway { .. } => "unknown_gateway",
+            Self::NoServiceIdentity { .. } => "no_service_identity",
             Self::NoAddress { .. } => "no_address",
             Self::UnknownSource(_) => "unknown_source",
         }

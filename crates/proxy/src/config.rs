@@ -5,6 +5,7 @@
 //! that names the variable, never a silent default.
 
 mod env;
+mod known;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -56,6 +57,16 @@ pub struct Config {
     pub connection_window: u32,
     #[allow(missing_docs)]
     pub frame_size: u32,
+    /// Certificate revocation lists (`CRL_PATH`), read anew when the file changes.
+    pub crl: Option<PathBuf>,
+    /// Whether TLS 1.2 is spoken, too (`TLS12_ENABLED`).
+    pub tls12: bool,
+    /// Whether only hybrid post-quantum key exchange will do (`COMPLIANCE_POLICY=pqc`).
+    pub post_quantum_only: bool,
+    /// Whether application tunnels of waypoints are reached on loopback (`LOCALHOST_APP_TUNNEL`).
+    pub localhost_app_tunnel: bool,
+    /// Whether each verdict of a policy is logged at level info (`AUTHZ_POLICY_INFO_LOGGING`), rather than debug.
+    pub log_verdicts: bool,
     /// Whether our workload is described to clients (`ENABLE_RESPONSE_BAGGAGE`).
     pub response_baggage: bool,
     /// How long running connections may go on after SIGTERM.
@@ -70,6 +81,8 @@ pub struct Config {
     pub flows: Option<FlowTarget>,
     /// Ports of the proxy's own servers.
     pub ports: Ports,
+    /// Variables that look as if they were meant for a node proxy, and that this one does not know.
+    pub unknown: Vec<String>,
 }
 
 /// The observer that is told of flows.
@@ -189,6 +202,11 @@ impl Config {
             stream_window: self.stream_window,
             connection_window: self.connection_window,
             frame_size: self.frame_size,
+            rules: hbone::tls::Rules {
+                tls12: self.tls12,
+                post_quantum_only: self.post_quantum_only,
+                revocations: hbone::tls::Revocations::default(),
+            },
             ..hbone::Settings::default()
         }
     }

@@ -10,6 +10,7 @@ use crate::certs::Certs;
 use crate::config::Config;
 use crate::dns::Dns;
 use crate::flows::Flows;
+use crate::hostnames::Hostnames;
 use crate::pods::Table;
 use crate::reports::Reports;
 use crate::views::Views;
@@ -21,6 +22,7 @@ pub(crate) struct Context {
     pub(crate) views: Views,
     pub(crate) certs: Certs,
     pub(crate) flows: Arc<Flows>,
+    pub(crate) hostnames: Hostnames,
     pub(crate) reports: Option<Reports>,
     pub(crate) dns: Dns,
     pub(crate) pods: Table,

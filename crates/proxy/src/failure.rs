@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use ::http::StatusCode;
 use hbone::{HandshakeError, HeadError, OpenError};
-use mesh::{Authority, Refusal, ResponseFlag, Verdict};
+use mesh::{NotHere, Refusal, ResponseFlag, Verdict};
 
 use crate::certs::CertError;
 use crate::pool::PoolError;
@@ -38,18 +38,18 @@ pub(crate) enum Failure {
     PolicyChange(Verdict),
     #[error("{0}")]
     Head(#[from] HeadError),
-    #[error("ip mismatch: {asked} was asked for at {at}, which is another pod")]
-    IpMismatch { asked: Authority, at: SocketAddr },
-    #[error("no valid destination: {0} names no service whose port leads to this workload")]
-    Unresolvable(Authority),
+    #[error(transparent)]
+    NotHere(#[from] NotHere),
+    #[error("the certificate of {0} has been revoked: connections with it are closed")]
+    Revoked(SocketAddr),
     #[error("connection failed while bytes were copied: {0}")]
     Copy(#[source] io::Error),
     #[error("the client gave up before the connection was established")]
     Abandoned,
     #[error("cannot find out where the connection wanted to go: {0}")]
     OriginalDestination(#[source] io::Error),
-    #[error("{0} has to be resolved by DNS, which this proxy does not do for workloads yet")]
-    Hostname(String),
+    #[error("no valid destination: {hostname} cannot be resolved: {reason}")]
+    Hostname { hostname: String, reason: String },
 }
 
 impl Failure {
@@ -70,12 +70,14 @@ impl Failure {
             Self::Denied(_) => "denied",
             Self::PolicyChange(_) => "policy_change",
             Self::Head(_) => "bad_request",
-            Self::IpMismatch { .. } => "ip_mismatch",
-            Self::Unresolvable(_) => "unresolvable",
+            Self::NotHere(NotHere::IpMismatch { .. }) => "ip_mismatch",
+            Self::NotHere(NotHere::Unresolvable(_)) => "unresolvable",
+            Self::NotHere(NotHere::Refused(refusal)) => refusal.code(),
+            Self::Revoked(_) => "certificate_revoked",
             Self::Copy(_) => "copy_failed",
             Self::Abandoned => "abandoned",
             Self::OriginalDestination(_) => "no_original_destination",
-            Self::Hostname(_) => "hostname",
+            Self::Hostname { .. } => "hostname",
         }
     }
 
@@ -102,6 +104,7 @@ impl Failure {
             | Self::Open(OpenError::Refused { status: StatusCode::UNAUTHORIZED }) => ResponseFlag::Deny,
             Self::Open(OpenError::Closing(_) | OpenError::Broken { .. }) => ResponseFlag::H2HandshakeFailure,
             Self::Certificate(_) => ResponseFlag::IdentityError,
+            Self::Revoked(_) => ResponseFlag::CertRevoked,
             Self::Handshake(error) => error.flag(),
             Self::Pool(error) => error.flag(),
             Self::Abandoned => ResponseFlag::None,
@@ -112,7 +115,7 @@ impl Failure {
     /// What a CONNECT request is answered.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::Head(_) | Self::IpMismatch { .. } => StatusCode::BAD_REQUEST,
+            Self::Head(_) | Self::NotHere(NotHere::IpMismatch { .. }) => StatusCode::BAD_REQUEST,
             Self::Denied(_) => StatusCode::UNAUTHORIZED,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use mesh::{Call, Decision, View, Workload, decide};
+use mesh::{Call, Decision, NOTHING_RESOLVED, View, Workload, decide};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
@@ -25,7 +25,7 @@ const QUIET: u64 = 200;
 pub(crate) async fn tunnelled(views: &Views, source: &Workload, destination: SocketAddr) {
     let would_be = |view: &View| {
         // Which endpoint the dice would choose makes no difference: one that takes tunnels is enough.
-        let call = Call { source, destination, random: 0 };
+        let call = Call { source, destination, random: 0, resolved: &NOTHING_RESOLVED };
         matches!(decide(view, &call), Decision::Tunnel(_))
     };
     let mut changes = views.changes();

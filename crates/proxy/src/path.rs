@@ -3,31 +3,31 @@
 //! Three ways in: [`outbound`] (what the pod's applications call), [`inbound_tunnel`] (what other proxies bring), and
 //! [`inbound_plaintext`] (what callers without the mesh bring). Everything else in this crate exists for these three.
 
+mod dial;
+mod judge;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use hbone::{Baggage, Forwarded, Head, OpenError, Request, Server, TraceParent};
+use hbone::{Baggage, Request, Server};
 use mesh::{
-    Authority, Call, Connection, Decision, Identity, MESH_PORTS, NetworkAddress, Refusal, Route, Service,
-    Verdict, View, Workload, authorize, decide,
+    Call, Connection, Decision, Identity, MESH_PORTS, NetworkAddress, Refusal, Resolved, Workload, arrive,
+    decide,
 };
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::copy::{self, Tcp};
 use crate::failure::Failure;
-use crate::flows::{Flow, Opening, Reporter};
-use crate::outdated::{self, Watched};
+use crate::flows::{Opening, Reporter};
 use crate::pods::Pod;
-use crate::pods::connections::{Registration, Row};
-use crate::pool::{Key, Lease};
+use crate::pods::connections::Row;
 use crate::sockets::{canonical, original_destination, reset_on_close};
-
-/// How long a connection waits for policies that its workload names and nobody knows yet.
-const POLICY_WAIT: Duration = Duration::from_secs(2);
-/// Tunnels that turn out to be closing are replaced so many times.
-const ATTEMPTS: usize = 3;
+use crate::{outdated, proxy_protocol};
+use dial::{in_plaintext, through_tunnel};
+use judge::{called_service, finish, permit, until_revoked};
 
 /// A connection taken from one of a pod's listeners.
 pub(crate) struct Accepted {
@@ -56,8 +56,10 @@ pub(crate) async fn outbound(context: &Context, pod: &Pod, accepted: Accepted) {
         Err(failure) => return refuse(Some(destination), &failure),
     };
     // decide
-    let decision =
-        decide(&context.views.load(), &Call { source: &source, destination, random: rand::random() });
+    let decision = match decided(context, &source, destination).await {
+        Ok(decision) => decision,
+        Err(failure) => return refuse(Some(destination), &failure),
+    };
     let Some(opening) = Opening::outbound(&source, peer, &decision) else {
         return refuse(Some(destination), &why_not(decision));
     };
@@ -70,7 +72,7 @@ pub(crate) async fn outbound(context: &Context, pod: &Pod, accepted: Accepted) {
     let result = match &decision {
         Decision::Tunnel(route) => {
             let _listed = row(route.hop, "HBONE");
-            through_tunnel(pod, &source, route, peer, &stream, &flow).await
+            through_tunnel(context, pod, &source, route, peer, &stream, &flow).await
         }
         Decision::Passthrough { to, .. } => {
             let _listed = row(*to, "TCP");
@@ -83,73 +85,30 @@ pub(crate) async fn outbound(context: &Context, pod: &Pod, accepted: Accepted) {
     finish(flow, &stream, result);
 }
 
+/// Decides, and looks up what is missing for a decision.
+async fn decided(context: &Context, source: &Workload, destination: SocketAddr) -> Result<Decision, Failure> {
+    let (random, mut resolved) = (rand::random(), Resolved::new());
+    loop {
+        let call = Call { source, destination, random, resolved: &resolved };
+        let decision = decide(&context.views.load(), &call);
+        match decision {
+            // The view may change meanwhile, and then another name be asked for; but not for ever.
+            Decision::Resolve { hostname, .. } if resolved.len() < 4 => {
+                let found = context.hostnames.resolve(&hostname).await?;
+                resolved.insert(hostname, found);
+            }
+            decision => return Ok(decision),
+        }
+    }
+}
+
 fn why_not(decision: Decision) -> Failure {
     match decision {
-        Decision::Resolve { hostname, .. } => Failure::Hostname(hostname.to_string()),
+        Decision::Resolve { hostname, .. } => {
+            Failure::Hostname { hostname: hostname.to_string(), reason: "it changes all the time".into() }
+        }
         Decision::Refuse(refusal) => refusal.into(),
         Decision::Tunnel(_) | Decision::Passthrough { .. } => Failure::Abandoned,
-    }
-}
-
-async fn through_tunnel(
-    pod: &Pod,
-    source: &Workload,
-    route: &Route,
-    client: SocketAddr,
-    stream: &TcpStream,
-    flow: &Flow,
-) -> Result<(), Failure> {
-    let head = Head {
-        authority: route.authority.clone(),
-        baggage: Some(Baggage::of(source)),
-        forwarded: Some(Forwarded {
-            client: Some(client),
-            host: route.service.as_ref().map(|service| service.key.hostname.clone()),
-        }),
-        trace: Some(TraceParent { trace_id: rand::random(), parent_id: rand::random() }),
-        network: None,
-    };
-    let key = Key {
-        source: source.identity.clone(),
-        expected: route.expect.clone(),
-        source_ip: client.ip(),
-        hop: route.hop,
-    };
-    let (lease, mut upstream) = open(pod, &key, &head).await?;
-    flow.established(Some(lease.tunnel.identity()));
-    copy::both_ways(&mut Tcp::new(stream), &mut upstream, flow).await.map_err(Failure::Copy)
-}
-
-/// A stream in a pooled tunnel. No byte of the application has been sent before it is open, so a tunnel that broke
-/// meanwhile is simply replaced.
-async fn open(pod: &Pod, key: &Key, head: &Head) -> Result<(Lease, hbone::Stream), Failure> {
-    let mut attempt = 1;
-    loop {
-        let lease = pod.pool.acquire(key.clone()).await?;
-        match lease.tunnel.open(head).await {
-            Ok(opened) => return Ok((lease, opened.stream)),
-            Err(OpenError::Closing(_) | OpenError::Broken { .. }) if attempt < ATTEMPTS => lease.retire(),
-            Err(error) => return Err(error.into()),
-        }
-        attempt += 1;
-    }
-}
-
-/// Carries a call in plaintext; once `outdated` resolves the connection is ended as soon as it is idle.
-async fn in_plaintext(
-    pod: &Pod,
-    to: SocketAddr,
-    stream: &TcpStream,
-    flow: &Flow,
-    outdated: impl Future<Output = ()>,
-) -> Result<(), Failure> {
-    let upstream = pod.sockets.connect(to, None).await.map_err(Failure::Connect)?;
-    flow.established(None);
-    let watched = Watched::new(flow);
-    let (mut client, mut server) = (Tcp::new(stream), Tcp::new(&upstream));
-    tokio::select! {
-        result = copy::both_ways(&mut client, &mut server, &watched) => result.map_err(Failure::Copy),
-        () = async { outdated.await; watched.idle(stream, &upstream).await } => Ok(()),
     }
 }
 
@@ -169,8 +128,10 @@ pub(crate) async fn inbound_tunnel(context: &Arc<Context>, pod: &Arc<Pod>, accep
         (Err(failure), local) => return context.flows.refused(Reporter::Destination, peer, local, &failure),
         (Ok(_), None) => return,
     };
-    let client = Arc::new(Client { identity: tunnel.identity().clone(), peer, local, transparent });
+    let identity = tunnel.identity().clone();
+    let client = Arc::new(Client { identity, peer, local, transparent, revoked: CancellationToken::new() });
     let mut draining = false;
+    let mut revocations = context.settings.rules.revocations.changes();
     loop {
         tokio::select! {
             request = tunnel.next() => {
@@ -181,6 +142,13 @@ pub(crate) async fn inbound_tunnel(context: &Arc<Context>, pod: &Arc<Pod>, accep
                     let stop = pod.stop.clone();
                     let _ = stop.run_until_cancelled(inbound_stream(&context, &pod, &client, request)).await;
                 });
+            }
+            Ok(()) = revocations.changed() => {
+                if tunnel.is_revoked() {
+                    tracing::warn!(%peer, identity = %client.identity, "certificate revoked, tunnel cut");
+                    client.revoked.cancel();
+                    return;
+                }
             }
             () = pod.drain.cancelled(), if !draining => {
                 draining = true;
@@ -197,6 +165,7 @@ struct Client {
     /// The pod's address, as dialled.
     local: SocketAddr,
     transparent: bool,
+    revoked: CancellationToken,
 }
 
 async fn inbound_stream(context: &Context, pod: &Pod, client: &Client, request: Request) {
@@ -205,10 +174,12 @@ async fn inbound_stream(context: &Context, pod: &Pod, client: &Client, request: 
     let known = async {
         let head = head?;
         let workload = pod.workload(context).await?;
-        let target = own_target(&context.views.load(), &workload, client.local, &head.authority)?;
-        Ok::<_, Failure>((head, workload, target))
+        let on_loopback = context.config.localhost_app_tunnel;
+        let view = context.views.load();
+        let arrival = arrive(&view, &workload, client.local, &head.authority, on_loopback)?;
+        Ok::<_, Failure>((head, workload, arrival))
     };
-    let (head, workload, target) = match known.await {
+    let (head, workload, arrival) = match known.await {
         Ok(known) => known,
         Err(failure) => {
             responder.refuse(failure.status());
@@ -233,16 +204,22 @@ async fn inbound_stream(context: &Context, pod: &Pod, client: &Client, request: 
     let connection = Connection {
         identity: Some(client.identity.clone()),
         source_ip: client.peer.ip(),
-        destination: target,
+        destination: arrival.target,
     };
     let original = head.forwarded.as_ref().and_then(|forwarded| forwarded.host.as_deref()).map(str::to_owned);
-    let row = Row { src: client.peer, original, actual: target, protocol: "HBONE" };
+    let row = Row { src: client.peer, original, actual: arrival.dial, protocol: "HBONE" };
     let mut listed = pod.connections.inbound(row, connection.clone());
     // dial
     let dial = async {
         permit(context, pod, &connection).await?;
-        let from = client.transparent.then(|| client.peer.ip());
-        pod.sockets.connect(target, from).await.map_err(Failure::Connect)
+        // What is reached on loopback is reached from loopback.
+        let from = (client.transparent && arrival.dial == arrival.target).then(|| client.peer.ip());
+        let mut application = pod.sockets.connect(arrival.dial, from).await.map_err(Failure::Connect)?;
+        if let Some(asked) = arrival.proxy_header {
+            let header = proxy_protocol::header(client.peer, asked, Some(&client.identity));
+            application.write_all(&header).await.map_err(Failure::Copy)?;
+        }
+        Ok::<_, Failure>(application)
     };
     let dialled = tokio::select! {
         dialled = dial => dialled,
@@ -262,7 +239,7 @@ async fn inbound_stream(context: &Context, pod: &Pod, client: &Client, request: 
             flow.established(None);
             let mut end = Tcp::new(&application);
             let copy = copy::both_ways(&mut stream, &mut end, &flow);
-            until_revoked(&mut listed, copy).await
+            until_revoked(&mut listed, &client.revoked, client.peer, copy).await
         }
         Err(_) => Err(Failure::Abandoned),
     };
@@ -316,96 +293,4 @@ pub(crate) async fn inbound_plaintext(context: &Context, pod: &Pod, accepted: Ac
     };
     // account
     finish(flow, &stream, result);
-}
-
-// ---------------------------------------------------------------------------------------------------- helpers
-
-/// Where a CONNECT request leads: always to the pod itself (reference/data-plane.md §5).
-fn own_target(
-    view: &View,
-    workload: &Workload,
-    local: SocketAddr,
-    authority: &Authority,
-) -> Result<SocketAddr, Failure> {
-    let port = match authority {
-        Authority::Address(asked) if asked.ip() == local.ip() => asked.port(),
-        Authority::Address(_) => {
-            return Err(Failure::IpMismatch { asked: authority.clone(), at: local });
-        }
-        Authority::Hostname(hostname, port) => {
-            let service = view.service_by_hostname(hostname, &workload.namespace);
-            let target = service.and_then(|service| {
-                let mappings = workload.services.get(&service.key)?;
-                let own = mappings.iter().find(|mapping| mapping.service_port == *port);
-                own.map(|mapping| mapping.target_port).or(service.port(*port)?.target_port)
-            });
-            target.ok_or_else(|| Failure::Unresolvable(authority.clone()))?
-        }
-    };
-    let target = SocketAddr::new(local.ip(), port);
-    if MESH_PORTS.contains(&port) {
-        return Err(Refusal::SelfCall(target).into());
-    }
-    Ok(target)
-}
-
-/// The service that the client says it called. Without a word of one the call was to the workload itself: no
-/// service is guessed, so that both ends report alike.
-fn called_service<'a>(
-    view: &'a View,
-    workload: &Workload,
-    forwarded: Option<&Forwarded>,
-) -> Option<&'a Arc<Service>> {
-    let host = forwarded?.host.as_deref()?;
-    let service = view.service_by_hostname(host, &workload.namespace)?;
-    workload.services.contains_key(&service.key).then_some(service)
-}
-
-/// Whether the policies allow the connection; waits, bounded, for policies that are not known yet.
-async fn permit(context: &Context, pod: &Pod, connection: &Connection) -> Result<(), Failure> {
-    let node = context.config.node.as_deref();
-    let judge = |view: &View| pod.find(view, node).map(|workload| authorize(view, &workload, connection));
-    let settled = |view: &View| judge(view).filter(|verdict| !matches!(verdict, Verdict::Unknown(_)));
-    let verdict = match settled(&context.views.load()) {
-        Some(verdict) => Some(verdict),
-        None => context.views.wait(POLICY_WAIT, settled).await,
-    };
-    match verdict {
-        Some(verdict) if verdict.is_allowed() => Ok(()),
-        Some(verdict) => Err(Failure::Denied(verdict)),
-        None => {
-            let verdict = judge(&context.views.load());
-            Err(Failure::Denied(verdict.unwrap_or_else(|| Verdict::Unknown(Vec::new()))))
-        }
-    }
-}
-
-async fn until_revoked(
-    listed: &mut Registration,
-    copy: impl Future<Output = std::io::Result<()>>,
-) -> Result<(), Failure> {
-    tokio::select! {
-        result = copy => result.map_err(Failure::Copy),
-        verdict = listed.revoked() => Err(Failure::PolicyChange(verdict)),
-    }
-}
-
-/// Closes the flow. What failed must not look like a proper end to the socket; that an end reset the connection is
-/// its right, and no failure of ours.
-fn finish(flow: Flow, stream: &TcpStream, result: Result<(), Failure>) {
-    match result {
-        Ok(()) => flow.close(Ok(())),
-        Err(Failure::Copy(error)) if ended_by_peer(&error) => {
-            reset_on_close(stream);
-            flow.close(Ok(()));
-        }
-        Err(failure) => {
-            reset_on_close(stream);
-            flow.close(Err(&failure));
-        }
-    }
-}
-
-fn ended_by_peer(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe)
 }

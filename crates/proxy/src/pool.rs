@@ -194,6 +194,18 @@ impl Pool {
         drop(closing);
     }
 
+    /// Cuts tunnels whose peer's certificate has been revoked.
+    pub(crate) fn cut_revoked(&self) {
+        let tunnels: Vec<Tunnel> = {
+            let slots = self.0.slots.lock();
+            slots.by_key.values().flat_map(|slot| &slot.tunnels).map(|entry| entry.tunnel.clone()).collect()
+        };
+        for tunnel in tunnels.iter().filter(|tunnel| tunnel.is_revoked()) {
+            tracing::warn!(peer = %tunnel.peer(), identity = %tunnel.identity(), "certificate revoked, tunnel cut");
+            tunnel.cut();
+        }
+    }
+
     /// Tunnels that exist.
     #[cfg(test)]
     pub(crate) fn tunnels(&self) -> usize {

@@ -14,6 +14,7 @@ use crate::config::{Config, Own};
 use crate::context::{Context, Stats};
 use crate::dns::Dns;
 use crate::flows::Flows;
+use crate::hostnames::Hostnames;
 use crate::http::{Listeners, Shown};
 use crate::logging::LogHandle;
 use crate::pods::{self, Manager, Pod, PodInfo, zds};
@@ -21,7 +22,7 @@ use crate::ready::Readiness;
 use crate::reports::{Observer, Reports};
 use crate::sockets::Sockets;
 use crate::views::Views;
-use crate::xds;
+use crate::{revocation, xds};
 
 const STATE_TASK: &str = "state manager";
 const SERIES_SWEEP: Duration = Duration::from_secs(60);
@@ -37,6 +38,9 @@ pub enum RunError {
     /// A privilege is missing.
     #[error("cannot serve pods: {0}; the capabilities SYS_ADMIN, NET_ADMIN and NET_RAW are needed")]
     Privileges(String),
+    /// Without them revoked certificates would be trusted.
+    #[error("CRL_PATH: {0}")]
+    Revocations(String),
     /// The names that it was given make no identity.
     #[error(
         "flows cannot be reported: {0}; look at TRUST_DOMAIN, POD_NAMESPACE, SERVICE_ACCOUNT and FLOW_ACCOUNT"
@@ -61,6 +65,10 @@ pub async fn run_with_log(
     check_privileges(&config)?;
     tracing::info!(config = %serde_json::to_string(&config).unwrap_or_default(), "starting");
 
+    for name in &config.unknown {
+        tracing::warn!(name, "this variable is not known and has no effect: is it misspelt?");
+    }
+
     let readiness = Readiness::default();
     let state = readiness.pending(STATE_TASK);
     let first_snapshot = readiness.pending(zds::TASK);
@@ -75,6 +83,7 @@ pub async fn run_with_log(
             None => Flows::default(),
         }),
         reports: reports.clone(),
+        hostnames: Hostnames::default(),
         dns: Dns::new(&config),
         pods: Arc::default(),
         pods_changed: watch::Sender::new(0),
@@ -82,6 +91,12 @@ pub async fn run_with_log(
         stats: Stats::default(),
         config,
     });
+    let crl = context.config.crl.clone();
+    let revocations = context.settings.rules.revocations.clone();
+    let lists = match &crl {
+        Some(path) => revocation::load(path, &revocations).map_err(RunError::Revocations)?,
+        None => Vec::new(),
+    };
     let xds_stats = Arc::new(xds::Stats::default());
     let quit = CancellationToken::new();
     let listeners = Listeners::bind(&context).await.map_err(RunError::Listen)?;
@@ -104,6 +119,9 @@ pub async fn run_with_log(
     spawn(Box::pin(listeners.serve(shown, drain.clone())));
     if let Some(client) = client {
         spawn(Box::pin(client.run()));
+    }
+    if let Some(path) = crl {
+        spawn(Box::pin(async move { revocation::follow(&path, &revocations, lists).await }));
     }
     let observer = observer(&context)?;
     let reporter = observer.as_ref().map(|observer| observer.identity.clone());
@@ -211,6 +229,7 @@ fn observer(context: &Context) -> Result<Option<Observer>, RunError> {
         pod_namespace: namespace,
         pod_name: name.clone().unwrap_or_default(),
         certs: context.certs.clone(),
+        rules: context.settings.rules.clone(),
     }))
 }
 

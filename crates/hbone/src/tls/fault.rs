@@ -51,7 +51,7 @@ impl PeerFault {
             Self::WrongIdentity { .. } => "wrong_identity",
             Self::WrongTrustDomain { .. } => "wrong_trust_domain",
             Self::NoIdentity => "no_identity",
-            Self::NoCertificate => "no_certificate",
+            Self::NoCertificate => "no_client_certificate",
             Self::Expired => "certificate_expired",
             Self::NotYetValid => "certificate_not_yet_valid",
             Self::UnknownIssuer => "unknown_issuer",

@@ -55,8 +55,8 @@ async fn settle(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> (Settle
 async fn a_tunnel_is_tls_1_3_with_hybrid_key_exchange_and_names_no_server() {
     let credential = credential();
     let expected = [credential.identity().clone()];
-    let client = client_config(&credential, &expected).unwrap();
-    let (settled, name) = settle(client, server_config(&credential).unwrap()).await;
+    let client = client_config(&credential, &expected, &Rules::default()).unwrap();
+    let (settled, name) = settle(client, server_config(&credential, &Rules::default()).unwrap()).await;
     assert_eq!(settled.version, Some(rustls::ProtocolVersion::TLSv1_3));
     assert_eq!(settled.suite, Some(rustls::CipherSuite::TLS13_AES_128_GCM_SHA256));
     assert_eq!(settled.group, Some(NamedGroup::X25519MLKEM768));
@@ -68,15 +68,79 @@ async fn a_tunnel_is_tls_1_3_with_hybrid_key_exchange_and_names_no_server() {
 async fn a_peer_without_post_quantum_key_exchange_is_served() {
     let credential = credential();
     let classical = CryptoProvider { kx_groups: vec![aws_lc_rs::kx_group::X25519], ..(*provider()).clone() };
-    let verifier = verify::ServerIdentity::new(credential.roots(), vec![credential.identity().clone()]);
+    let verifier = verify::ServerIdentity::new(
+        credential.roots(),
+        vec![credential.identity().clone()],
+        &Rules::default(),
+    );
     let client = ClientConfig::builder_with_provider(Arc::new(classical))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(credential.resolver());
-    let (settled, _) = settle(Arc::new(client), server_config(&credential).unwrap()).await;
+    let (settled, _) = settle(Arc::new(client), server_config(&credential, &Rules::default()).unwrap()).await;
     assert_eq!(settled.group, Some(NamedGroup::X25519));
+}
+
+#[tokio::test]
+async fn tls_1_2_is_spoken_only_where_it_is_configured() {
+    let credential = credential();
+    let expected = [credential.identity().clone()];
+    let old = Rules { tls12: true, ..Rules::default() };
+    let both = client_config(&credential, &expected, &old).unwrap();
+    let (settled, _) = settle(both, server_config(&credential, &old).unwrap()).await;
+    assert_eq!(settled.version, Some(rustls::ProtocolVersion::TLSv1_3), "preferred all the same");
+    let verifier = verify::ServerIdentity::new(credential.roots(), expected.to_vec(), &old);
+    let mut client = ClientConfig::builder_with_provider(provider_for(&old))
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(credential.resolver());
+    client.alpn_protocols = vec![crate::ALPN.to_vec()];
+    let (settled, _) = settle(Arc::new(client.clone()), server_config(&credential, &old).unwrap()).await;
+    assert_eq!(settled.version, Some(rustls::ProtocolVersion::TLSv1_2));
+    let strict = self::credential();
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let server = tokio_rustls::TlsAcceptor::from(server_config(&strict, &Rules::default()).unwrap());
+    let name = ServerName::IpAddress(std::net::IpAddr::from([10, 0, 0, 1]).into());
+    let connecting = tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, near);
+    let (client, server) = tokio::join!(connecting, server.accept(far));
+    assert!(client.is_err() && server.is_err(), "1.3 only, unless told otherwise");
+}
+
+#[tokio::test]
+async fn with_the_post_quantum_policy_classical_key_exchange_is_refused() {
+    let credential = credential();
+    let strict = Rules { post_quantum_only: true, ..Rules::default() };
+    let classical = CryptoProvider { kx_groups: vec![aws_lc_rs::kx_group::X25519], ..(*provider()).clone() };
+    let verifier = verify::ServerIdentity::new(
+        credential.roots(),
+        vec![credential.identity().clone()],
+        &Rules::default(),
+    );
+    let client = ClientConfig::builder_with_provider(Arc::new(classical))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(credential.resolver());
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let server = tokio_rustls::TlsAcceptor::from(server_config(&credential, &strict).unwrap());
+    let name = ServerName::IpAddress(std::net::IpAddr::from([10, 0, 0, 1]).into());
+    let connecting = tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, near);
+    let (client, server) = tokio::join!(connecting, server.accept(far));
+    assert!(client.is_err() && server.is_err());
+}
+
+#[test]
+fn what_is_no_revocation_list_replaces_nothing() {
+    let revocations = Revocations::default();
+    assert_eq!(revocations.replace(b" \n").unwrap(), 0);
+    assert!(revocations.replace(b"junk").is_err());
+    let pem = b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n";
+    assert_eq!(revocations.replace(pem).unwrap_err().number, 1);
 }
 
 #[test]

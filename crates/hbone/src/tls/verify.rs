@@ -15,7 +15,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{HandshakeError, PeerFault, provider};
+use super::{HandshakeError, PeerFault, Revocations, Rules, Side, provider};
 
 /// The SPIFFE identities that the first certificate of a chain names, in their order.
 pub fn identities(chain: Option<&[CertificateDer<'_>]>) -> Vec<Identity> {
@@ -46,11 +46,13 @@ pub(super) struct ServerIdentity {
     roots: Arc<RootCertStore>,
     expected: Vec<Identity>,
     algorithms: WebPkiSupportedAlgorithms,
+    revocations: Revocations,
 }
 
 impl ServerIdentity {
-    pub(super) fn new(roots: Arc<RootCertStore>, expected: Vec<Identity>) -> Self {
-        Self { roots, expected, algorithms: provider().signature_verification_algorithms }
+    pub(super) fn new(roots: Arc<RootCertStore>, expected: Vec<Identity>, rules: &Rules) -> Self {
+        let algorithms = provider().signature_verification_algorithms;
+        Self { roots, expected, algorithms, revocations: rules.revocations.clone() }
     }
 }
 
@@ -71,6 +73,9 @@ impl ServerCertVerifier for ServerIdentity {
             now,
             self.algorithms.all,
         )?;
+        if self.revocations.has(leaf, intermediates, &self.roots, now, Side::Server) {
+            return Err(CertificateError::Revoked.into());
+        }
         let got = identities_of(leaf);
         if got.is_empty() {
             return Err(refuse(PeerFault::NoIdentity));
@@ -108,14 +113,21 @@ impl ServerCertVerifier for ServerIdentity {
 #[derive(Debug)]
 pub(super) struct ClientIdentity {
     chain: Arc<dyn ClientCertVerifier>,
+    roots: Arc<RootCertStore>,
     trust_domain: String,
+    revocations: Revocations,
 }
 
 impl ClientIdentity {
-    pub(super) fn new(roots: Arc<RootCertStore>, trust_domain: &str) -> Result<Self, HandshakeError> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
+    pub(super) fn new(
+        roots: Arc<RootCertStore>,
+        trust_domain: &str,
+        rules: &Rules,
+    ) -> Result<Self, HandshakeError> {
+        let chain = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider()).build();
         let chain = chain.map_err(HandshakeError::configuration)?;
-        Ok(Self { chain, trust_domain: trust_domain.to_owned() })
+        let revocations = rules.revocations.clone();
+        Ok(Self { chain, roots, trust_domain: trust_domain.to_owned(), revocations })
     }
 }
 
@@ -132,6 +144,9 @@ impl ClientCertVerifier for ClientIdentity {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        if self.revocations.has(leaf, intermediates, &self.roots, now, Side::Client) {
+            return Err(CertificateError::Revoked.into());
+        }
         let got = identities_of(leaf);
         if got.is_empty() {
             return Err(refuse(PeerFault::NoIdentity));

@@ -117,3 +117,39 @@ async fn a_peer_that_says_nothing_is_given_up() {
     let server = hbone::Server::handshake(near, peer, &ca.credential(&identity("a")), &settings).await;
     assert!(matches!(server, Err(HandshakeError::TlsTimeout { .. })));
 }
+
+#[tokio::test]
+async fn a_self_signed_certificate_is_refused() {
+    let (ca, own) = (Authority::new(), Authority::new());
+    let good = ca.credential(&identity("a"));
+    // Signed by an authority that only its owner trusts.
+    let selfish = own.credential_trusting(&identity("b"), &ca);
+    let (client, _) = handshake(&good, &selfish, &[identity("b")], &Settings::default()).await;
+    assert_eq!(fault(client), PeerFault::UnknownIssuer);
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_refused_at_either_end_and_ends_the_tunnels_it_made() {
+    let ca = Authority::new();
+    let a = ca.credential_with(&identity("a"), |params| params.serial_number = Some(7.into()));
+    let b = ca.credential_with(&identity("b"), |params| params.serial_number = Some(8.into()));
+    let settings = Settings::default();
+    let lists = &settings.rules.revocations;
+    // A list of another authority says nothing of ours.
+    lists.replace(Authority::new().revoke(&[7, 8]).as_bytes()).unwrap();
+    let (client, server) = handshake(&a, &b, &[identity("b")], &settings).await;
+    let (client, server) = (client.unwrap(), server.unwrap());
+    assert!(!client.is_revoked() && !server.is_revoked());
+    lists.replace(ca.revoke(&[8]).as_bytes()).unwrap();
+    assert!(client.is_revoked(), "the client's peer is b");
+    assert!(!server.is_revoked());
+    let (again, _) = handshake(&a, &b, &[identity("b")], &settings).await;
+    assert_eq!(fault(again), PeerFault::Revoked);
+    lists.replace(ca.revoke(&[7]).as_bytes()).unwrap();
+    assert!(server.is_revoked() && !client.is_revoked());
+    let (_, again) = handshake(&a, &b, &[identity("b")], &settings).await;
+    assert_eq!(fault(again), PeerFault::Revoked);
+    client.cut();
+    client.closed().await;
+    assert!(client.is_closed());
+}

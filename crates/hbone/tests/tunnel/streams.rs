@@ -220,3 +220,34 @@ async fn a_stalled_reader_of_tiny_writes_does_not_hold_up_the_others() {
     far.read_exact(&mut [0; 7]).await.unwrap();
     assert!(!tunnel.is_closed());
 }
+
+#[tokio::test]
+async fn ten_readers_that_have_stopped_hold_up_nobody_else_in_the_tunnel() {
+    let (tunnel, mut requests, _) = tunnel(Settings::default()).await;
+    let mut stalled = Vec::new();
+    for _ in 0..10 {
+        let (mut near, far) = stream(&tunnel, &mut requests).await;
+        // Writes until its own window is used up.
+        let chunk = vec![7; 256 << 10];
+        let mut written = 0;
+        while let Ok(result) = tokio::time::timeout(Duration::from_millis(100), near.write(&chunk)).await {
+            written += result.unwrap();
+        }
+        assert!(written <= (4 << 20) + (1 << 20), "memory is bounded by the window: {written}");
+        stalled.push((near, far, written));
+    }
+    let (mut near, mut far) = stream(&tunnel, &mut requests).await;
+    let data = vec![1; 200 << 10];
+    let mut got = vec![0; data.len()];
+    let (sent, received) = tokio::join!(near.write_all(&data), far.read_exact(&mut got));
+    sent.unwrap();
+    received.unwrap();
+    assert_eq!(got, data);
+    // The other direction likewise, and a reader that wakes gets everything.
+    let (mut near, mut far, written) = stalled.pop().unwrap();
+    near.shutdown().await.unwrap();
+    let mut all = Vec::new();
+    far.read_to_end(&mut all).await.unwrap();
+    assert_eq!(all.len(), written);
+    assert!(all.iter().all(|byte| *byte == 7));
+}

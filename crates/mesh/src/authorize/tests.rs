@@ -173,3 +173,36 @@ fn a_policy_that_is_named_and_not_known_yet_keeps_the_door_shut() {
     assert_eq!(verdict, Verdict::Unknown(vec!["app/bound".into()]));
     assert!(!verdict.is_allowed());
 }
+
+#[test]
+fn dry_run_policies_say_what_they_would_do_and_do_nothing() {
+    let workload =
+        Workload::new("Kubernetes//Pod/ns/b", "b", Identity::new("cluster.local", "ns", "b").unwrap());
+    let connection = Connection {
+        identity: None,
+        source_ip: "10.0.0.1".parse().unwrap(),
+        destination: "10.0.0.2:80".parse().unwrap(),
+    };
+    let policy = |name: &str, action, rules: Vec<Rule>, dry_run| Policy {
+        name: name.into(),
+        namespace: "ns".into(),
+        scope: Scope::Namespace,
+        action,
+        rules,
+        dry_run,
+    };
+    let mut view = View::default();
+    view.insert_policy(policy("deny", Action::Deny, vec![Rule::default()], true));
+    view.insert_policy(policy("allow", Action::Allow, vec![], true));
+    assert_eq!(authorize(&view, &workload, &connection), Verdict::AllowedByDefault);
+    let outcome = dry_run(&view, &workload, &connection);
+    assert_eq!(
+        outcome,
+        [
+            DryRun::Denied(RuleRef { policy: "ns/deny".into(), rule: 0 }),
+            DryRun::NotAllowed(vec!["ns/allow".into()])
+        ]
+    );
+    view.insert_policy(policy("enforced", Action::Allow, vec![Rule::default()], false));
+    assert_eq!(dry_run(&view, &workload, &connection).len(), 1, "another policy goes on allowing it");
+}

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Health, LoadBalancing, NetworkMode, PortMapping, ServiceKey, ServicePort, Visibility, WeightedWaypoint,
+    Gateway, GatewayTarget, Health, HealthPolicy, LoadBalancing, NetworkMode, PortMapping, RoutingScope,
+    ServiceKey, ServicePort, Visibility, WeightedWaypoint,
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -45,7 +46,7 @@ fn view(workloads: impl IntoIterator<Item = Workload>, services: impl IntoIterat
 }
 
 fn call(view: &View, source: &Workload, to: &str) -> Decision {
-    decide(view, &Call { source, destination: to.parse().unwrap(), random: 0 })
+    decide(view, &Call { source, destination: to.parse().unwrap(), random: 0, resolved: &NOTHING_RESOLVED })
 }
 
 fn tunnel(decision: Decision) -> Route {
@@ -261,13 +262,27 @@ fn locality_failover_and_strict() {
     let mut view =
         view([a.clone(), at("far", "10.0.0.2", "z2"), at("near", "10.0.0.3", "z1")], [web.clone()]);
     for random in 0..20 {
-        let call = Call { source: &a, destination: "10.96.0.1:80".parse().unwrap(), random };
+        let call = Call {
+            source: &a,
+            destination: "10.96.0.1:80".parse().unwrap(),
+            random,
+            resolved: &NOTHING_RESOLVED,
+        };
         assert_eq!(&*tunnel(decide(&view, &call)).workload.name, "near");
     }
     view.remove_workload("Kubernetes//Pod/default/near");
     assert_eq!(&*tunnel(call(&view, &a, "10.96.0.1:80")).workload.name, "far", "failover takes what is left");
     web.load_balancing = Some(lb(LoadBalancingMode::Strict));
     view.insert_service(web);
+    assert!(matches!(refusal(call(&view, &a, "10.96.0.1:80")), Refusal::NoHealthyUpstream { .. }));
+}
+
+#[test]
+fn an_endpoint_whose_address_has_gone_to_an_enrolled_pod_gets_nothing_in_plaintext() {
+    let a = pod("a", "10.0.0.1", Tunnel::Hbone);
+    let finished = serving(pod("finished", "10.0.0.2", Tunnel::None), "web", 8080);
+    let next = pod("next", "10.0.0.2", Tunnel::Hbone);
+    let view = view([a.clone(), finished, next], [service("web", "10.96.0.1")]);
     assert!(matches!(refusal(call(&view, &a, "10.96.0.1:80")), Refusal::NoHealthyUpstream { .. }));
 }
 
@@ -279,7 +294,12 @@ fn load_follows_capacity() {
     let small = serving(pod("small", "10.0.0.3", Tunnel::Hbone), "web", 8080);
     let view = view([a.clone(), big, small], [service("web", "10.96.0.1")]);
     let chosen = (0..400).filter(|random| {
-        let call = Call { source: &a, destination: "10.96.0.1:80".parse().unwrap(), random: *random };
+        let call = Call {
+            source: &a,
+            destination: "10.96.0.1:80".parse().unwrap(),
+            random: *random,
+            resolved: &NOTHING_RESOLVED,
+        };
         &*tunnel(decide(&view, &call)).workload.name == "big"
     });
     assert_eq!(chosen.count(), 300);
@@ -335,11 +355,85 @@ proptest! {
         let services = (0..4).map(|n| service(&format!("s{n}"), &format!("10.96.0.{n}")));
         let view = view(workloads, services);
         let destination = if vip { format!("10.96.0.{}:80", to.0) } else { format!("10.0.0.{}:{}", to.0, to.1) };
-        let decision = decide(&view, &Call { source: &source, destination: destination.parse().unwrap(), random });
+        let decision = decide(&view, &Call { source: &source, destination: destination.parse().unwrap(), random, resolved: &NOTHING_RESOLVED });
         if let Decision::Passthrough { to, workload, .. } = decision {
             prop_assert!(workload.is_none_or(|workload| workload.tunnel == Tunnel::None));
             let owner = view.workload_by_address(&NetworkAddress::new("", to.ip()));
             prop_assert!(owner.is_none_or(|workload| workload.tunnel == Tunnel::None));
         }
     }
+}
+
+/// A service with an endpoint on the network `west`, behind the gateway 10.0.0.9 of the own network.
+fn across(sans: Vec<Identity>) -> (Workload, View) {
+    let a = pod("a", "10.0.0.1", Tunnel::Hbone);
+    let mut gateway = pod("gateway", "10.0.0.9", Tunnel::Hbone);
+    gateway.identity = Identity::new("cluster.local", "edge", "gateway").unwrap();
+    let mut far = serving(pod("far", "10.9.0.1", Tunnel::Hbone), "web", 8080);
+    far.addresses.clear();
+    far.network = "west".into();
+    far.network_gateway = Some(Gateway {
+        target: GatewayTarget::Address(NetworkAddress::new("", ip("10.0.0.9"))),
+        hbone_port: 15008,
+    });
+    let mut web = service("web", "10.96.0.1");
+    web.subject_alt_names = sans;
+    let view = view([a.clone(), gateway, far], [web]);
+    (a, view)
+}
+
+#[test]
+fn a_service_on_another_network_is_reached_through_its_gateway_in_a_tunnel_inside_a_tunnel() {
+    let web = Identity::new("west.local", "default", "web").unwrap();
+    let (a, view) = across(vec![web.clone()]);
+    let route = tunnel(call(&view, &a, "10.96.0.1:80"));
+    assert_eq!((route.via, route.hop), (Via::Gateway, "10.0.0.9:15008".parse().unwrap()));
+    assert_eq!(route.authority, Authority::Hostname("web.default.svc.cluster.local".into(), 80));
+    assert_eq!(route.expect, [Identity::new("cluster.local", "edge", "gateway").unwrap()]);
+    assert_eq!(route.inner, Some(Inner { expect: vec![web] }), "and nobody else");
+}
+
+#[test]
+fn a_service_abroad_that_names_no_identities_is_refused() {
+    let (a, view) = across(Vec::new());
+    assert!(matches!(refusal(call(&view, &a, "10.96.0.1:80")), Refusal::NoServiceIdentity { .. }));
+}
+
+#[test]
+fn a_service_abroad_without_a_known_gateway_is_refused() {
+    let (a, mut view) = across(vec![Identity::new("west.local", "default", "web").unwrap()]);
+    view.remove_workload("Kubernetes//Pod/default/gateway");
+    assert!(matches!(refusal(call(&view, &a, "10.96.0.1:80")), Refusal::UnknownGateway { .. }));
+}
+
+#[test]
+fn a_workload_that_has_only_a_hostname_is_called_once_that_is_resolved() {
+    let a = pod("a", "10.0.0.1", Tunnel::Hbone);
+    let mut external = serving(pod("external", "10.9.0.1", Tunnel::None), "web", 443);
+    external.addresses.clear();
+    external.hostname = Some("db.example.com".into());
+    let view = view([a.clone(), external], [service("web", "10.96.0.1")]);
+    let Decision::Resolve { hostname, .. } = call(&view, &a, "10.96.0.1:80") else { panic!("no name") };
+    let ask = |found: &[&str]| {
+        let found = found.iter().map(|text| ip(text)).collect();
+        let resolved = Resolved::from([(hostname.clone(), found)]);
+        let destination = "10.96.0.1:80".parse().unwrap();
+        decide(&view, &Call { source: &a, destination, random: 0, resolved: &resolved })
+    };
+    let Decision::Passthrough { to, .. } = ask(&["2001:db8::7", "192.0.2.7"]) else { panic!("no call") };
+    assert_eq!(to, "192.0.2.7:443".parse().unwrap(), "of the family that was called");
+    assert!(matches!(refusal(ask(&[])), Refusal::NoAddress { .. }), "and never asked for again");
+}
+
+#[test]
+fn a_waypoint_may_be_found_at_a_port_that_its_service_does_not_list_if_it_has_an_application_tunnel() {
+    let a = pod("a", "10.0.0.1", Tunnel::Hbone);
+    let mut waypoint = pod("waypoint", "10.0.0.8", Tunnel::Hbone);
+    waypoint.services.insert(key("waypoint"), Vec::new());
+    waypoint.application_tunnel = Some(crate::ApplicationTunnel { proxy_protocol: true, port: Some(15088) });
+    let mut web = service("web", "10.96.0.1");
+    web.waypoint = Some(Gateway { target: GatewayTarget::Hostname(key("waypoint")), hbone_port: 15008 });
+    let view = view([a.clone(), waypoint], [web, service("waypoint", "10.96.0.8")]);
+    let route = tunnel(call(&view, &a, "10.96.0.1:80"));
+    assert_eq!((route.via, route.hop), (Via::Waypoint, "10.0.0.8:15008".parse().unwrap()));
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::known;
 use super::{Config, Dns, FlowTarget, Keepalive, Own, Ports, Remote, Root, Token};
 
 /// A variable whose value cannot be understood.
@@ -38,6 +39,8 @@ impl Vars {
             return Err(error("PROXY_MODE", mode, "only `shared` is supported"));
         }
         let cluster_id = self.text("CLUSTER_ID").or_else(|| self.text("ISTIO_META_CLUSTER_ID"));
+        let stream_window =
+            self.http2("HTTP2_STREAM_WINDOW_SIZE", 65_535, MAX_WINDOW, defaults.stream_window)?;
         Ok(Config {
             node: self.text("NODE_NAME").map(str::to_owned),
             network: self.text("NETWORK").unwrap_or_default().to_owned(),
@@ -79,19 +82,24 @@ impl Vars {
             },
             pool_max_streams: self.at_least_one("POOL_MAX_STREAMS_PER_CONNECTION", 100)? as usize,
             pool_idle: self.duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300))?,
-            stream_window: self.http2(
-                "HTTP2_STREAM_WINDOW_SIZE",
-                65_535,
-                MAX_WINDOW,
-                defaults.stream_window,
-            )?,
+            stream_window,
             connection_window: self.http2(
                 "HTTP2_CONNECTION_WINDOW_SIZE",
                 65_535,
                 MAX_WINDOW,
-                defaults.connection_window,
+                // All streams' windows together (docs/decisions/0005).
+                stream_window.saturating_mul(defaults.max_streams).min(MAX_WINDOW),
             )?,
             frame_size: self.http2("HTTP2_FRAME_SIZE", 16_384, (1 << 24) - 1, defaults.frame_size)?,
+            crl: self.text("CRL_PATH").map(PathBuf::from),
+            tls12: self.flag("TLS12_ENABLED")?.unwrap_or(false),
+            post_quantum_only: match self.text("COMPLIANCE_POLICY") {
+                None => false,
+                Some("pqc") => true,
+                Some(other) => return Err(error("COMPLIANCE_POLICY", other, "only `pqc` is known")),
+            },
+            localhost_app_tunnel: self.flag("LOCALHOST_APP_TUNNEL")?.unwrap_or(true),
+            log_verdicts: self.flag("AUTHZ_POLICY_INFO_LOGGING")?.unwrap_or(false),
             response_baggage: self.flag("ENABLE_RESPONSE_BAGGAGE")?.unwrap_or(true),
             termination_deadline: self.termination_deadline()?,
             workers: self.workers()?,
@@ -103,6 +111,7 @@ impl Vars {
             trust_domain: self.text("TRUST_DOMAIN").unwrap_or("cluster.local").to_owned(),
             flows: self.flows()?,
             ports: Ports { admin: 15000, stats: 15020, readiness: 15021 },
+            unknown: known::unknown(self.0.keys()),
         })
     }
 

@@ -76,3 +76,44 @@ fn a_token_is_never_printed() {
     assert!(!format!("{config:?}").contains("secret-token"));
     assert!(!serde_json::to_string(&config).unwrap().contains("secret-token"));
 }
+
+#[test]
+fn a_misspelt_variable_is_noticed_and_what_kubernetes_sets_is_not() {
+    let vars = [
+        ("HTTP2_STREAM_WINDOW", "1"),
+        ("POOL_UNUSED_RELEASE_TIMEOUT", "5m"),
+        ("XDS_HEADER_X", "y"),
+        ("XDS_PROXY_SERVICE_HOST", "10.0.0.1"),
+        ("HOME", "/"),
+    ];
+    assert_eq!(config(&vars).unwrap().unknown, ["HTTP2_STREAM_WINDOW"]);
+}
+
+#[test]
+fn flows_are_reported_only_by_a_proxy_that_knows_who_it_is() {
+    let error = config(&[("FLOW_ADDRESS", "observe:15011")]).unwrap_err();
+    assert!(error.to_string().contains("NODE_NAME"), "{error}");
+    let vars = [
+        ("FLOW_ADDRESS", "https://ambit-observe.ambit-system.svc:15011"),
+        ("NODE_NAME", "n1"),
+        ("POD_NAME", "p"),
+        ("POD_NAMESPACE", "ambit-system"),
+        ("SERVICE_ACCOUNT", "ambit-proxy"),
+    ];
+    let target = config(&vars).unwrap().flows.unwrap();
+    assert_eq!(target.address, "ambit-observe.ambit-system.svc:15011");
+    assert_eq!(target.account, ("ambit-system".into(), "ambit-observe".into()));
+    for wrong in ["observe", "observe:x", "observe:15011/path"] {
+        let vars: Vec<_> = vars.iter().copied().skip(1).chain([("FLOW_ADDRESS", wrong)]).collect();
+        assert_eq!(config(&vars).unwrap_err().variable, "FLOW_ADDRESS", "{wrong}");
+    }
+}
+
+#[test]
+fn the_windows_of_all_streams_fit_into_that_of_the_connection_unless_told_otherwise() {
+    let window = |vars: &[(&str, &str)]| config(vars).unwrap().connection_window;
+    assert_eq!(window(&[]), 200 * (4 << 20));
+    assert_eq!(window(&[("HTTP2_STREAM_WINDOW_SIZE", "65535")]), 200 * 65_535);
+    assert_eq!(window(&[("HTTP2_CONNECTION_WINDOW_SIZE", "16777216")]), 16 << 20);
+    assert!(config(&[("COMPLIANCE_POLICY", "fips")]).is_err());
+}

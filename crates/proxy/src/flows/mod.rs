@@ -27,6 +27,9 @@ use crate::reports::{self, End, Lane, Pair, Security};
 /// Series that nobody used for this long are dropped.
 const IDLE_SERIES: Duration = Duration::from_secs(1800);
 
+/// Policies and outcomes that are counted.
+const MAX_DRY_RUN: usize = 4096;
+
 /// All accounting of the proxy.
 #[derive(Debug, Default)]
 pub struct Flows {
@@ -36,6 +39,8 @@ pub struct Flows {
     reports: Option<Arc<reports::Table>>,
     /// Connections refused before their context was known, by reporter and reason.
     refused: Mutex<std::collections::BTreeMap<(&'static str, &'static str), u64>>,
+    /// What policies that are only tried out would have done, by policy and word.
+    dry_run: Mutex<std::collections::BTreeMap<(mesh::PolicyKey, &'static str), u64>>,
 }
 
 /// What is known of a flow when it opens.
@@ -125,14 +130,16 @@ impl Opening {
             port,
             plaintext,
         };
+        // Who answers behind a gateway is not known here.
+        let near = workload.filter(|_| route.is_none_or(|route| route.via != mesh::Via::Gateway));
         // Behind a waypoint the destination is not ours to name.
         let direct = workload.filter(|_| route.is_none_or(|route| route.via == mesh::Via::Direct));
         Some(Self {
             reporter: Reporter::Source,
             source: Side::of(source, mutual_tls.then(|| source.identity.clone())),
             source_pod: Some(source.name.clone()),
-            destination: workload.map(|w| Side::of(w, Some(w.identity.clone()))).unwrap_or_default(),
-            destination_pod: workload.map(|w| w.name.clone()),
+            destination: near.map(|w| Side::of(w, Some(w.identity.clone()))).unwrap_or_default(),
+            destination_pod: near.map(|w| w.name.clone()),
             service: ServiceLabels::of(service.map(|s| &**s), direct.map(|w| &**w)),
             mutual_tls,
             src: client,
@@ -287,6 +294,15 @@ impl Flows {
         log::refused(reporter, src, dst, failure);
     }
 
+    /// Counts what a policy that is only tried out would have done.
+    pub(crate) fn dry_run(&self, outcome: &mesh::DryRun) {
+        let Some(policy) = outcome.policy() else { return };
+        let mut counts = self.dry_run.lock();
+        if counts.len() < MAX_DRY_RUN || counts.contains_key(&(policy.clone(), outcome.word())) {
+            *counts.entry((policy.clone(), outcome.word())).or_default() += 1;
+        }
+    }
+
     /// Drops series that have rested for long.
     pub fn sweep(&self) {
         self.registry.sweep(IDLE_SERIES);
@@ -315,6 +331,13 @@ impl Flows {
         for ((reporter, reason), count) in self.refused.lock().iter() {
             let labels = format!("reporter=\"{reporter}\",reason=\"{reason}\"");
             let _ = writeln!(out, "ambit_connections_refused_total{{{labels}}} {count}");
+        }
+        out.push_str("# HELP ambit_policy_dry_run What policies that are only tried out would have done.\n");
+        out.push_str("# TYPE ambit_policy_dry_run counter\n");
+        for ((policy, outcome), count) in self.dry_run.lock().iter() {
+            out.push_str("ambit_policy_dry_run_total{policy=\"");
+            escape(out, policy);
+            let _ = writeln!(out, "\",outcome=\"{outcome}\"}} {count}");
         }
     }
 }

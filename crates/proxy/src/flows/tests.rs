@@ -15,7 +15,8 @@ fn workload(name: &str, ip: [u8; 4]) -> Workload {
 
 fn opening(destination: SocketAddr, view: &View) -> Opening {
     let source = workload("a", [10, 0, 0, 1]);
-    let decision = decide(view, &Call { source: &source, destination, random: 0 });
+    let decision =
+        decide(view, &Call { source: &source, destination, random: 0, resolved: &mesh::NOTHING_RESOLVED });
     Opening::outbound(&source, "10.0.0.1:5000".parse().unwrap(), &decision).unwrap()
 }
 

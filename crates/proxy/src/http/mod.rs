@@ -34,6 +34,7 @@ pub(crate) struct Shown {
 /// The servers' listeners, bound before anything else so that a port already taken is an error at the start.
 pub(crate) struct Listeners {
     admin: TcpListener,
+    admin6: Option<TcpListener>,
     stats: TcpListener,
     readiness: TcpListener,
 }
@@ -43,6 +44,11 @@ impl Listeners {
         let ports = context.config.ports;
         Ok(Self {
             admin: bind(Ipv4Addr::LOCALHOST.into(), ports.admin, "admin").await?,
+            admin6: match context.config.ipv6 && ports.admin != 0 {
+                // A node without IPv6 has no such address.
+                true => bind(Ipv6Addr::LOCALHOST.into(), ports.admin, "admin").await.ok(),
+                false => None,
+            },
             stats: bind_all(context.config.ipv6, ports.stats, "metrics").await?,
             readiness: bind_all(context.config.ipv6, ports.readiness, "readiness").await?,
         })
@@ -62,6 +68,12 @@ impl Listeners {
         let servers = async {
             tokio::join!(
                 serve(self.admin, admin::router(shown.clone())),
+                async {
+                    match self.admin6 {
+                        Some(admin) => serve(admin, admin::router(shown.clone())).await,
+                        None => std::future::pending().await,
+                    }
+                },
                 serve(self.stats, stats::router(shown.clone())),
                 serve(self.readiness, readiness(shown.readiness.clone())),
             );

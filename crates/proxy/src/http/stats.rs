@@ -23,7 +23,31 @@ async fn metrics(State(shown): State<Shown>, headers: HeaderMap) -> impl IntoRes
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let open = accept.contains("application/openmetrics-text");
     let kind = if open { OPENMETRICS } else { PLAIN };
-    ([(header::CONTENT_TYPE, kind)], encode(&shown, open))
+    let body = encode(&shown, open);
+    let zipped = accepts_gzip(&headers).then(|| gzip(body.as_bytes())).flatten();
+    match zipped {
+        Some(body) => {
+            ([(header::CONTENT_TYPE, kind), (header::CONTENT_ENCODING, "gzip")], body).into_response()
+        }
+        None => ([(header::CONTENT_TYPE, kind)], body).into_response(),
+    }
+}
+
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
+    let mut codings = accepted.unwrap_or_default().split(',').map(|coding| coding.split(';').map(str::trim));
+    codings.any(|mut coding| {
+        coding.next() == Some("gzip")
+            && !coding.any(|weight| matches!(weight, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
+    })
+}
+
+fn gzip(body: &[u8]) -> Option<Vec<u8>> {
+    use std::io::Write as _;
+    let mut encoder =
+        flate2::write::GzEncoder::new(Vec::with_capacity(body.len() / 8), flate2::Compression::fast());
+    encoder.write_all(body).ok()?;
+    encoder.finish().ok()
 }
 
 pub(super) fn encode(shown: &Shown, open: bool) -> String {
@@ -112,7 +136,22 @@ fn resident_bytes() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::classic;
+    use super::*;
+
+    #[test]
+    fn metrics_are_compressed_only_for_who_asks_for_it() {
+        let asks = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT_ENCODING, value.parse().unwrap());
+            accepts_gzip(&headers)
+        };
+        assert!(asks("gzip") && asks("deflate, gzip;q=0.5"));
+        assert!(!asks("identity") && !asks("gzip;q=0") && !accepts_gzip(&HeaderMap::new()));
+        let mut text = String::new();
+        let zipped = gzip(b"some metrics").unwrap();
+        std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&*zipped), &mut text).unwrap();
+        assert_eq!(text, "some metrics");
+    }
 
     #[test]
     fn the_classic_format_names_counters_with_their_suffix_and_nothing_else() {

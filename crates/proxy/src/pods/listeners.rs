@@ -122,9 +122,11 @@ fn upkeep(context: &Arc<Context>, pod: &Arc<Pod>) {
             let mut changes = context.views.changes();
             let mut sweep = tokio::time::interval(SWEEP);
             let mut basis = Basis::default();
+            let mut revoked = context.settings.rules.revocations.changes();
             loop {
                 tokio::select! {
                     _ = sweep.tick() => pod.pool.sweep(Instant::now()),
+                    Ok(()) = revoked.changed() => pod.pool.cut_revoked(),
                     changed = changes.changed() => {
                         if changed.is_err() {
                             return;

@@ -42,6 +42,7 @@ pub(crate) struct Observer {
     pub(crate) pod_namespace: String,
     pub(crate) pod_name: String,
     pub(crate) certs: Certs,
+    pub(crate) rules: hbone::tls::Rules,
 }
 
 impl Observer {
@@ -131,7 +132,8 @@ impl Observer {
 
     async fn connect(&self) -> Result<Channel, String> {
         let credential = self.certs.get(&self.identity).await.map_err(|error| error.to_string())?;
-        let config = hbone::tls::client_config(&credential, std::slice::from_ref(&self.expected));
+        let config =
+            hbone::tls::client_config(&credential, std::slice::from_ref(&self.expected), &self.rules);
         let config = config.map_err(|error| error.to_string())?;
         let address = self.address.clone();
         let dial = move |_: Uri| {

@@ -125,6 +125,36 @@ impl Control {
         hbone::Credential::new(identity.clone(), vec![leaf], key, roots).unwrap()
     }
 
+    /// Certificate, key and root of an identity in PEM.
+    pub fn pem(&self, identity: &mesh::Identity) -> (String, String, String) {
+        let ca = self.shared.ca.lock().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().unwrap())];
+        let leaf = params.signed_by(&key, &ca.issuer).unwrap().pem();
+        (leaf, key.serialize_pem(), ca.root.clone())
+    }
+
+    /// A list that revokes this credential's certificate, in PEM.
+    pub fn revoke(&self, credential: &hbone::Credential) -> String {
+        use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
+        let (_, leaf) = x509_parser::parse_x509_certificate(&credential.chain()[0]).unwrap();
+        let params = CertificateRevocationListParams {
+            this_update: now(),
+            next_update: now() + std::time::Duration::from_secs(3600),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![RevokedCertParams {
+                serial_number: SerialNumber::from_slice(leaf.raw_serial()),
+                revocation_time: now(),
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.shared.ca.lock().unwrap().issuer).unwrap().pem().unwrap()
+    }
+
     pub fn ca_fails(&self, status: Option<Status>) {
         self.shared.ca.lock().unwrap().failing = status;
     }

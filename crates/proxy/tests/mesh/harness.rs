@@ -94,11 +94,7 @@ impl Agent {
 }
 
 impl Proxy {
-    /// A ready proxy for the node `node`.
-    pub async fn start(node: &str, control: SocketAddr) -> Self {
-        Self::start_with(node, control, &[]).await
-    }
-
+    /// A ready proxy for the node `node`, with further variables.
     pub async fn start_with(node: &str, control: SocketAddr, more: &[(&str, &str)]) -> Self {
         Self::start_changed(node, control, more, |_| ()).await
     }
@@ -277,7 +273,7 @@ pub async fn call(from: &Pod, to: SocketAddr, data: &[u8]) -> std::io::Result<Ve
 }
 
 /// Waits, bounded, until `check` holds.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
+pub async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
     for _ in 0..500 {
         if check().await {
             return;

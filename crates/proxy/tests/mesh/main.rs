@@ -1,5 +1,7 @@
 //! Whole proxies against each other, over namespaces that the tests make: needs root.
 
+// The tests in `../peers` use more of it.
+#[allow(dead_code)]
 mod control;
 mod harness;
 mod namespaces;

@@ -10,4 +10,5 @@ mod harness;
 #[path = "../mesh/namespaces.rs"]
 mod namespaces;
 
+mod gateways;
 mod reporting;

@@ -70,7 +70,8 @@ impl AsyncWrite for Tls {
 impl Observer {
     async fn start(&self, control: &Control) -> SocketAddr {
         let identity = Identity::new("cluster.local", "mesh", "ambit-observe").unwrap();
-        let config = hbone::tls::server_config(&control.credential(&identity)).unwrap();
+        let config =
+            hbone::tls::server_config(&control.credential(&identity), &hbone::tls::Rules::default()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (connections, incoming) = tokio::sync::mpsc::channel(4);

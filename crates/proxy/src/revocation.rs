@@ -1,0 +1,41 @@
+//! Reads the certificate revocation lists, and reads them again when their file has changed.
+
+use std::path::Path;
+use std::time::Duration;
+
+use hbone::tls::Revocations;
+
+/// Files that Kubernetes mounts are replaced behind a link: contents are compared, not times.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Puts the lists of `path` in force; why that cannot be done.
+pub(crate) fn load(path: &Path, revocations: &Revocations) -> Result<Vec<u8>, String> {
+    let text = std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let lists = revocations.replace(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    tracing::info!(path = %path.display(), lists, "revocation lists are in force");
+    Ok(text)
+}
+
+/// Follows the file, for ever. While it cannot be read or understood the last lists stay in force.
+pub(crate) async fn follow(path: &Path, revocations: &Revocations, mut current: Vec<u8>) {
+    let mut said = String::new();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let error = match tokio::fs::read(path).await {
+            Ok(text) if text == current => continue,
+            Ok(text) => match revocations.replace(&text) {
+                Ok(lists) => {
+                    tracing::info!(path = %path.display(), lists, "revocation lists have changed");
+                    (current, said) = (text, String::new());
+                    continue;
+                }
+                Err(error) => error.to_string(),
+            },
+            Err(error) => error.to_string(),
+        };
+        if error != said {
+            tracing::error!(path = %path.display(), error, "revocation lists cannot be read, the last ones stay");
+            said = error;
+        }
+    }
+}
