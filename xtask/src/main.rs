@@ -3,6 +3,7 @@
 //! They need a Rust toolchain and nothing by hand: what is missing of Debian's packages they install themselves and
 //! say so. This crate stays free of heavy dependencies, so that its commands start at once.
 
+mod bench;
 mod commands;
 mod packages;
 
@@ -29,6 +30,11 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Measure
+    Bench {
+        #[command(subcommand)]
+        what: bench::Bench,
+    },
     /// Check format, lints and dependencies
     Lint,
     /// Everything that CI runs: lint, then test
@@ -39,6 +45,7 @@ fn main() -> std::process::ExitCode {
     let result = match Cli::parse().command {
         Command::Demo { args } => commands::demo(&args),
         Command::Test { args } => commands::test(&args),
+        Command::Bench { what } => bench::bench(&what),
         Command::Lint => commands::lint(),
         Command::Ci => commands::lint().and_then(|()| commands::test(&[])),
     };

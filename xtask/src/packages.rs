@@ -19,6 +19,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("/sbin/ip", "iproute2"),
     ("/usr/lib/cni/bridge", "containernetworking-plugins"),
     ("/usr/sbin/runc", "runc"),
+    ("/usr/bin/openssl", "openssl"),
+    ("/usr/sbin/nghttpx", "nghttp2-proxy"),
     ("/usr/bin/tcpdump", "tcpdump"),
     ("/usr/bin/nsenter", "util-linux"),
     ("/usr/bin/gcc", "gcc"),

@@ -1,10 +1,12 @@
-//! Plain HTTP for the cluster: readiness, metrics, version. Nothing of the mesh itself is told here.
+//! Plain HTTP for the cluster: readiness, metrics, version. What is told of the mesh itself, under `/debug`, is told to
+//! callers on the loopback only: whoever may forward a port into this pod.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
@@ -13,7 +15,8 @@ use tokio::sync::watch;
 use crate::ca::rotation::Progress;
 use crate::ca::{self, Authority, Source};
 use crate::metrics::Metrics;
-use crate::state::Snapshot;
+use crate::state::{Shelf, Snapshot};
+use crate::xds::Clients;
 
 /// How far the start has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub(crate) struct Pages {
     pub progress: watch::Receiver<Option<Progress>>,
     pub source: watch::Receiver<Option<(Source, String)>>,
     pub metrics: Arc<Metrics>,
+    pub clients: Arc<Clients>,
+    pub cluster: Arc<str>,
 }
 
 /// Pages for the kubelet.
@@ -46,11 +51,17 @@ pub(crate) fn readiness(pages: Pages) -> Router {
 
 /// Pages for Prometheus and people.
 pub(crate) fn monitoring(pages: Pages) -> Router {
+    let debug = Router::new()
+        .route("/debug/ca", get(authority))
+        .route("/debug/syncz", get(clients))
+        .route("/debug/resources", get(resources))
+        .route("/debug/status", get(statuses))
+        .layer(axum::middleware::from_fn(nearby));
     Router::new()
+        .merge(debug)
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .route("/version", get(version))
-        .route("/debug/ca", get(authority))
         .with_state(pages)
 }
 
@@ -88,4 +99,47 @@ async fn authority(State(pages): State<Pages>) -> axum::response::Response {
         }
         _ => (StatusCode::SERVICE_UNAVAILABLE, "there is no root certificate yet\n").into_response(),
     }
+}
+
+/// Lets only callers of the loopback through.
+async fn nearby(
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> axum::response::Response {
+    if peer.ip().to_canonical().is_loopback() {
+        return next.run(request).await;
+    }
+    let reason = "only from within the pod; use kubectl port-forward\n";
+    (StatusCode::FORBIDDEN, reason).into_response()
+}
+
+async fn clients(State(pages): State<Pages>) -> axum::Json<serde_json::Value> {
+    axum::Json(pages.clients.page(&pages.cluster))
+}
+
+/// Names and versions of everything published.
+async fn resources(State(pages): State<Pages>) -> axum::Json<serde_json::Value> {
+    let snapshot = pages.snapshots.borrow().clone();
+    let list = |shelf: &Shelf| -> std::collections::BTreeMap<String, String> {
+        shelf.iter().map(|one| (one.name.to_string(), one.version.to_string())).collect()
+    };
+    axum::Json(serde_json::json!({
+        "change": snapshot.change,
+        "addresses": list(&snapshot.addresses), "policies": list(&snapshot.policies),
+    }))
+}
+
+/// What is still to be written on objects.
+async fn statuses(State(pages): State<Pages>) -> axum::Json<serde_json::Value> {
+    let snapshot = pages.snapshots.borrow().clone();
+    let one = |(of, wanted): (&crate::state::StatusOf, &Arc<crate::state::Wanted>)| {
+        let conditions: Vec<_> = wanted
+            .conditions
+            .iter()
+            .map(|one| serde_json::json!({ "type": one.kind, "status": one.status, "reason": one.reason, "message": one.message }))
+            .collect();
+        serde_json::json!({ "kind": format!("{:?}", of.kind), "object": of.key.to_string(), "conditions": conditions })
+    };
+    axum::Json(snapshot.statuses.iter().map(one).collect())
 }

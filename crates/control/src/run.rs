@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::model::Settings;
 use crate::serve::{self, Serving};
 use crate::state::{self, Snapshot, State};
-use crate::xds::AdsServer;
+use crate::xds::{AdsServer, Clients};
 use crate::{Config, Error, http, lease, roots, status, watch as inputs};
 
 /// Lease of the replica that spreads the root certificate.
@@ -57,7 +57,10 @@ pub async fn run(
     let (authority_known, authorities) = watch::channel(None::<Arc<Authority>>);
     let (progress, progresses) = watch::channel(None);
     let (held_by, holders) = watch::channel(None);
+    let clients: Arc<Clients> = Arc::default();
     let pages = Pages {
+        cluster: config.cluster.as_str().into(),
+        clients: clients.clone(),
         progress: progresses,
         source: holders,
         phase: phases,
@@ -115,7 +118,7 @@ pub async fn run(
 
     let (stop, stopped) = watch::channel(false);
     let reviewer = Arc::new(KubernetesReviewer::new(client.clone(), config.token_audiences.clone()));
-    let server = services(&config, snapshots.clone(), reviewer, authorities.clone(), metrics);
+    let server = services(&config, snapshots.clone(), reviewer, authorities.clone(), metrics, clients);
     let mut server_stop = stopped.clone();
     let server = server.serve_with_incoming_shutdown(ReceiverStream::new(accepted), async move {
         let _ = server_stop.changed().await;
@@ -202,6 +205,7 @@ fn services(
     reviewer: Arc<dyn Reviewer>,
     authority: watch::Receiver<Option<Arc<Authority>>>,
     metrics: Arc<Metrics>,
+    clients: Arc<Clients>,
 ) -> tonic::transport::server::Router {
     let trust_domain: Arc<str> = trust_domain(config).into();
     let authenticator = Authenticator::new(
@@ -211,22 +215,17 @@ fn services(
         config.trusted_node_accounts.clone(),
         metrics.clone(),
     );
-    let ads = AdsServer::new(snapshots.clone(), authenticator.clone(), metrics.clone());
+    let ads = AdsServer::new(snapshots.clone(), authenticator.clone(), metrics.clone(), clients);
     let ca = CaServer::new(authority, snapshots, authenticator, trust_domain, metrics);
     Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .max_connection_age(connection_age(rand::random()))
+        // Streams end before, each at its own age.
+        .max_connection_age(Duration::from_secs(40 * 60))
         .max_connection_age_grace(Duration::from_secs(10))
         .max_concurrent_streams(Some(10_000))
         .add_service(ads)
         .add_service(IstioCertificateServiceServer::new(ca))
-}
-
-/// Half an hour, give or take a tenth: replicas that start together do not have all their clients come back together.
-fn connection_age(chance: u16) -> Duration {
-    let tenth = 3 * 60 * 1000;
-    Duration::from_millis(9 * tenth + 2 * tenth * u64::from(chance) / u64::from(u16::MAX))
 }
 
 /// `@` cannot stand in a trust domain; istiod writes a dot instead.
@@ -321,7 +320,8 @@ fn listen_error(
 }
 
 async fn serve_http(listener: TcpListener, pages: axum::Router) {
-    if let Err(error) = axum::serve(listener, pages).await {
+    if let Err(error) = axum::serve(listener, pages.into_make_service_with_connect_info::<SocketAddr>()).await
+    {
         tracing::error!(%error, "HTTP server ended");
     }
 }

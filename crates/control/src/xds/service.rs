@@ -15,6 +15,8 @@ use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 use wire::xds::DeltaDiscoveryRequest;
 
+use super::budget::{Budget, Taken};
+use super::clients::{Clients, Listed};
 use super::{Heard, Push, PushCodec, Session};
 use crate::auth::{Authenticator, Caller};
 use crate::metrics::Metrics;
@@ -36,6 +38,8 @@ struct Inner {
     snapshots: watch::Receiver<Snapshot>,
     authenticator: Authenticator,
     metrics: Arc<Metrics>,
+    clients: Arc<Clients>,
+    budget: Budget,
 }
 
 impl AdsServer {
@@ -44,8 +48,10 @@ impl AdsServer {
         snapshots: watch::Receiver<Snapshot>,
         authenticator: Authenticator,
         metrics: Arc<Metrics>,
+        clients: Arc<Clients>,
     ) -> Self {
-        Self { inner: Arc::new(Inner { snapshots, authenticator, metrics }) }
+        let budget = Budget::default();
+        Self { inner: Arc::new(Inner { snapshots, authenticator, metrics, clients, budget }) }
     }
 }
 
@@ -106,6 +112,11 @@ struct Stream {
     held: Option<(DeltaDiscoveryRequest, Instant)>,
     inner: Arc<Inner>,
     ended: bool,
+    /// When the client is asked to come back, so that replicas share the clients evenly in the long run.
+    until: Instant,
+    /// Room that the push takes which went out last.
+    taken: Option<Taken>,
+    listed: Listed,
     _connected: crate::metrics::Connected,
 }
 
@@ -116,6 +127,9 @@ fn serve(inner: Arc<Inner>, caller: Caller, requests: Requests) -> BoxStream<'st
         requests,
         snapshots: inner.snapshots.clone(),
         held: None,
+        until: Instant::now() + age(rand::random()),
+        taken: None,
+        listed: inner.clients.list(),
         _connected: inner.metrics.connect(),
         inner,
         ended: false,
@@ -140,6 +154,12 @@ fn serve(inner: Arc<Inner>, caller: Caller, requests: Requests) -> BoxStream<'st
     .boxed()
 }
 
+/// Half an hour, give or take a tenth: clients that came together do not come back together.
+fn age(chance: u16) -> Duration {
+    let tenth = 3 * 60 * 1000;
+    Duration::from_millis(9 * tenth + 2 * tenth * u64::from(chance) / u64::from(u16::MAX))
+}
+
 /// Until a moment, or never.
 async fn expire(at: Option<Instant>) {
     match at {
@@ -152,8 +172,13 @@ impl Stream {
     /// The next push; nothing when the client is gone. Polled only when the connection can take a push.
     async fn next(&mut self) -> Result<Option<Push>, Status> {
         loop {
+            // Asked for more: what went out last has been taken.
+            self.taken = None;
             if let Some(push) = self.session.take() {
+                self.taken = self.inner.budget.take(push.len()).await;
                 self.inner.metrics.pushed(push.type_url, push.len());
+                let now = k8s_openapi::jiff::Timestamp::now().as_second();
+                self.listed.sent(push.type_url, &push.nonce, now);
                 return Ok(Some(push));
             }
             let held_until = self.held.as_ref().map(|(_, until)| *until);
@@ -178,6 +203,10 @@ impl Stream {
                     let snapshot = self.snapshots.borrow_and_update().clone();
                     self.session.update(&snapshot)?;
                 }
+                () = tokio::time::sleep_until(self.until) => {
+                    tracing::info!(node = self.session.node(), "stream ends at its age; the client comes back");
+                    return Ok(None);
+                }
                 () = expire(held_until), if held_until.is_some() => {
                     if let Some((held, _)) = self.held.take() {
                         self.heard(held)?;
@@ -190,13 +219,23 @@ impl Stream {
     fn heard(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         // Not marked as seen: whatever this request does not bring up to date is still to be told.
         let snapshot = self.snapshots.borrow().clone();
-        match self.session.request(request, &snapshot)? {
+        let type_url = match request.type_url.as_str() {
+            wire::type_url::AUTHORIZATION => wire::type_url::AUTHORIZATION,
+            _ => wire::type_url::ADDRESS,
+        };
+        let heard = self.session.request(request, &snapshot)?;
+        if let Some(node) = self.session.node() {
+            self.listed.named(node);
+        }
+        match heard {
             Heard::Rejected(reason) => {
+                self.listed.answered(type_url, Some(&reason));
                 self.inner.metrics.rejected();
                 tracing::warn!(node = self.session.node(), reason, "client refused a push");
             }
             Heard::Stale => self.inner.metrics.stale(),
-            Heard::Acknowledged | Heard::Subscribed => {}
+            Heard::Acknowledged => self.listed.answered(type_url, None),
+            Heard::Subscribed => {}
         }
         Ok(())
     }
@@ -241,7 +280,8 @@ mod tests {
             let metrics: Arc<Metrics> = Arc::default();
             let authenticator =
                 Authenticator::new(Arc::new(Nobody), "c".into(), "td".into(), vec![], metrics.clone());
-            let inner = Arc::new(Inner { snapshots: latest, authenticator, metrics });
+            let (clients, budget) = (Arc::default(), Budget::default());
+            let inner = Arc::new(Inner { snapshots: latest, authenticator, metrics, clients, budget });
             let account = Account { namespace: "ambit-system".into(), name: "ztunnel".into() };
             let (requests, sent) = mpsc::channel(16);
             let caller = Caller { account, pod: None };

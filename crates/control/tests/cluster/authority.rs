@@ -61,6 +61,19 @@ impl Held {
         Self { chain: chain.iter().flat_map(|pem| all(pem)).collect(), trusted: all(roots) }
     }
 
+    /// The first one that is as it should be.
+    async fn once(cluster: &Cluster, token: &str, right: impl Fn(&Held) -> bool) -> Self {
+        soon("a certificate of this stage", async {
+            loop {
+                let held = Self::new(cluster, token).await;
+                if right(&held) {
+                    return held;
+                }
+            }
+        })
+        .await
+    }
+
     fn accepts(&self, peer: &Held) -> bool {
         let mut roots = rustls::RootCertStore::empty();
         roots.add_parsable_certificates(self.trusted.iter().cloned());
@@ -85,15 +98,14 @@ async fn a_root_is_rotated_and_no_two_certificates_ever_refuse_each_other() {
     cluster.ask("rotate").await;
     cluster.stage("distributing").await;
     cluster.roots(2).await;
-    let distributing = Held::new(&cluster, &token).await;
-    assert_eq!(distributing.trusted.len(), 2);
+    let distributing = Held::once(&cluster, &token, |held| held.trusted.len() == 2).await;
     // As long as certificates of before are about, the old root signs.
     assert!(before.accepts(&distributing) && distributing.accepts(&before));
 
     cluster.ask("next").await;
     cluster.stage("retiring").await;
-    let retiring = Held::new(&cluster, &token).await;
-    assert!(!before.accepts(&retiring), "another root signs now");
+    // The Secret says so before each replica has heard of it.
+    let retiring = Held::once(&cluster, &token, |held| !before.accepts(held)).await;
     assert!(distributing.accepts(&retiring) && retiring.accepts(&distributing));
     assert!(retiring.accepts(&before));
 
@@ -103,7 +115,7 @@ async fn a_root_is_rotated_and_no_two_certificates_ever_refuse_each_other() {
     cluster.ask("next").await;
     cluster.stage("settled").await;
     let root = cluster.roots(1).await;
-    let settled = Held::new(&cluster, &token).await;
+    let settled = Held::once(&cluster, &token, |held| held.trusted.len() == 1).await;
     assert_eq!(settled.trusted, all(&root));
     assert!(settled.accepts(&retiring) && retiring.accepts(&settled));
     assert!(!settled.accepts(&before), "the old root is gone");

@@ -1,0 +1,28 @@
+//! `cargo xtask bench`: measurements, each a program of the crate that it measures.
+
+use std::process::Command;
+
+use clap::Subcommand;
+
+use crate::commands::run;
+
+/// What is measured.
+#[derive(Subcommand)]
+pub enum Bench {
+    /// The control plane: first sync, change to last client, bytes, processor time, memory, at several sizes
+    Control {
+        /// Number of clients, then sizes in pods; 500 clients at 1000, 10000 and 100000 pods when not given
+        args: Vec<String>,
+    },
+}
+
+/// Measures.
+pub fn bench(what: &Bench) -> anyhow::Result<()> {
+    match what {
+        Bench::Control { args } => {
+            run(Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+                .args(["run", "--release", "--package", "ambit-control", "--example", "bench", "--"])
+                .args(args))
+        }
+    }
+}
