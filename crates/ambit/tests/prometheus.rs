@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 use support::{MANIFESTS, TestLab, eventually, generations, pod, processes, text};
@@ -125,6 +125,10 @@ async fn two_labels_secure_every_scrape_and_nothing_that_dies_takes_one_with_it(
     lab.must(&["uninstall", "-y"]);
     assert!(Api::<Namespace>::all(client.clone()).get_opt("ambit-system").await.unwrap().is_none());
     prometheus.all_up().await;
+    let maps = Api::<ConfigMap>::all(client.clone())
+        .list(&ListParams::default().labels("istio.io/config=true"))
+        .await;
+    assert_eq!(maps.unwrap().iter().map(ResourceExt::name_any).collect::<Vec<_>>(), Vec::<String>::new());
     let annotated = Api::<Pod>::all(client.clone()).list(&ListParams::default()).await.unwrap();
     let annotated =
         annotated.iter().filter(|pod| pod.annotations().contains_key("ambient.istio.io/redirection"));

@@ -15,9 +15,8 @@ use super::render::Component;
 /// The label by which users enrol.
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 const REDIRECTION: &str = "ambient.istio.io/redirection";
-const ROOT_CERT: &str = "istio-ca-root-cert";
-/// The revocation list beside it.
-const ROOT_CRL: &str = "istio-ca-crl";
+/// What the control plane puts into every namespace.
+const SPREAD: [&str; 2] = ["istio-ca-root-cert", "istio-ca-crl"];
 
 /// What an uninstall changes for users.
 #[derive(Clone, Debug, Default)]
@@ -81,7 +80,7 @@ pub async fn remove(
     }
     for component in rest.into_iter().rev() {
         if component.title == "Namespace" {
-            delete_root_certificates(&client).await?;
+            delete_spread_maps(&client).await?;
         }
         delete_all(&mut objects, component).await?;
         match component.title {
@@ -136,11 +135,11 @@ async fn in_use(objects: &Objects, definition: &DynamicObject) -> anyhow::Result
     Ok(!api.list(&ListParams::default().limit(1)).await?.items.is_empty())
 }
 
-async fn delete_root_certificates(client: &Client) -> anyhow::Result<()> {
+async fn delete_spread_maps(client: &Client) -> anyhow::Result<()> {
     let selector = ListParams::default().labels("istio.io/config=true");
     for map in Api::<ConfigMap>::all(client.clone()).list(&selector).await? {
         let (Some(namespace), name) = (map.namespace(), map.name_any()) else { continue };
-        if name != ROOT_CERT && name != ROOT_CRL {
+        if !SPREAD.contains(&name.as_str()) {
             continue;
         }
         match Api::<ConfigMap>::namespaced(client.clone(), &namespace)
