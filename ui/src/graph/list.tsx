@@ -1,7 +1,7 @@
 // The graph as a table: the same lines, the same filters, the same selection, for those who read rather than look.
 
 import { useMemo, useState } from "preact/hooks";
-import { bytes, count } from "../model/format.js";
+import { age, bytes, count } from "../model/format.js";
 import type { GraphModel } from "../model/model.js";
 import { fullName, nameOfId, STATE } from "../model/words.js";
 import { LockIcon } from "../parts/icon.js";
@@ -39,7 +39,7 @@ export function ListView({ scene, model, selected, select, searching }: {
             <tr key={e.edge.id} class={`${e.edge.id === selected ? "picked" : ""} ${e.edge.stale_ms === null ? "" : "old"}`}>
               <td><button type="button" class="rowlink" aria-pressed={e.edge.id === selected} onClick={() => select(e.edge.id === selected ? null : e.edge.id)}><Name>{name(e.edge.source)}</Name></button></td>
               <td><Name>{name(e.edge.target)}</Name>{e.edge.ports.length > 0 && <span class="muted">:{e.edge.ports.slice(0, 3).join(",")}{e.edge.ports.length > 3 && "…"}</span>}</td>
-              <td><span class={`mark tone-${e.tone}`} title={STATE[e.edge.state]?.meaning}><LockIcon sign={e.sign} />{e.edge.label}</span></td>
+              <td><span class={`mark tone-${e.edge.stale_ms === null ? e.tone : "quiet"}`} title={STATE[e.edge.state]?.meaning}><LockIcon sign={e.sign} />{e.edge.label}{e.edge.stale_ms !== null && ` · ${age(e.edge.stale_ms)} old`}</span></td>
               <td class="num">{bytes(flow(e))}/s</td>
               <td class="num">{count(e.edge.connections.open_now)}</td>
               <td class="why">{e.edge.reasons[0] ? <><Name>{e.edge.reasons[0].text}</Name> <span class="code">{e.edge.reasons[0].code}</span></> : <span class="muted">–</span>}</td>

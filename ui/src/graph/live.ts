@@ -13,7 +13,6 @@ export class Live {
   /** When something last came, by our clock. */
   readonly heard = signal<number | null>(null);
   private close: (() => void) | null = null;
-  private paused = false;
 
   constructor(private readonly params: Params) {}
 
@@ -26,14 +25,8 @@ export class Live {
     };
   }
 
-  pause(on: boolean): void {
-    this.paused = on;
-    if (on) this.shut();
-    else this.open();
-  }
-
   private open(): void {
-    if (this.close || this.paused || document.hidden) return;
+    if (this.close || document.hidden) return;
     this.close = open(this.params, {
       snapshot: (snapshot) => {
         this.model.snapshot(snapshot);

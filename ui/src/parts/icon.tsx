@@ -31,8 +31,6 @@ const PATHS = {
   help: "M6.200 6.200a1.900 1.900 0 1 1 2.600 1.900c-.6.300-.8.700-.8 1.400M8 11.700v.1M8 2a6 6 0 1 1 0 12A6 6 0 0 1 8 2z",
   download: "M8 2.500v7M5 7l3 3 3-3M3 13h10",
   list: "M6 4h7.500M6 8h7.500M6 12h7.500M3 4h.1M3 8h.1M3 12h.1",
-  pause: "M5.500 4v8M10.500 4v8",
-  play: "M5.500 3.800l6 4.200-6 4.200z",
 };
 export type IconName = keyof typeof PATHS;
 

@@ -217,7 +217,9 @@ test.describe("the graph", () => {
   test("greys what a silent proxy saw, with its age", async ({ page }) => {
     await page.goto(`http://127.0.0.1:${SILENT}/graph?view=list`);
     await expect(page.getByRole("alert")).toContainText(/node-001 for \d+ s/, { timeout: 30_000 });
-    await expect(page.locator("tr.old").first()).toBeVisible();
+    await expect(page.locator("tr.old").first()).toContainText(/\d+ s old/);
+    await expect(page.locator("tr.old .tone-proven")).toHaveCount(0);
+    await accessible(page);
   });
 });
 
