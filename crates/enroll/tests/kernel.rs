@@ -522,7 +522,7 @@ async fn what_never_becomes_idle_is_named_and_ended_when_the_grace_is_over() {
 async fn plaintext_that_a_policy_forbids_is_ended_at_once_busy_or_not_from_inside_and_outside() {
     let net = net();
     let (guarded, open) = (listen(&net.a, 9100), listen(&net.a, 9101));
-    let mut pair = |listener: &TcpListener, port| {
+    let pair = |listener: &TcpListener, port| {
         let mut client = connect(&net.b, at(A, port));
         let mut server = accept(listener).0;
         // A request that is still to be answered.

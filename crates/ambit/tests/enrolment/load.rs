@@ -14,8 +14,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-/// How often each client asks.
-const EVERY: Duration = Duration::from_millis(200);
+/// How often each client asks: often, but all together not more than two cores carry in a debug build.
+fn every(pods: usize) -> Duration {
+    Duration::from_millis(200.max(6 * pods as u64))
+}
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -67,7 +69,7 @@ impl Load {
                 let ip = target.status.as_ref().and_then(|status| status.pod_ip.as_ref()).unwrap();
                 let names = format!("{} -> {}", pod.name_any(), target.name_any());
                 let to = SocketAddr::new(ip.parse().unwrap(), port);
-                tasks.spawn(load.clone().client(names, netns.clone(), to));
+                tasks.spawn(load.clone().client(names, netns.clone(), to, every(pods.len())));
             }
         }
         *load.tasks.try_lock().unwrap() = tasks;
@@ -98,9 +100,9 @@ impl Load {
         }
     }
 
-    async fn client(self: Arc<Self>, names: String, netns: NetNs, to: SocketAddr) {
+    async fn client(self: Arc<Self>, names: String, netns: NetNs, to: SocketAddr, every: Duration) {
         let mut kept: Option<TcpStream> = None;
-        let mut ticks = tokio::time::interval(EVERY);
+        let mut ticks = tokio::time::interval(every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {

@@ -158,3 +158,81 @@ fn an_agent_that_is_replaced_leaves_pods_as_they_are_and_one_that_is_removed_giv
         assert_eq!(std::fs::read_dir(world.run_dir()).unwrap().count(), 0);
     });
 }
+
+#[test]
+fn ipv6_only_and_dual_stack_pods_join_like_any_other() {
+    in_a_node(async |world: &mut World| {
+        world.api.namespace("shop", Some(AMBIENT));
+        world.pod("shop", "six", "fd77:9::2");
+        world.pod("shop", "dual", "10.77.1.2");
+        world.address("dual", "fd77:8::2");
+        let both = json!([{"ip": "10.77.1.2"}, {"ip": "fd77:8::2"}]);
+        world.api.patch_pod("dual", &json!({"status": {"podIPs": both}}));
+        world.start_proxy();
+        world.start_agent();
+        for name in ["six", "dual"] {
+            world.until("it is enrolled", |w| w.annotation(name).as_deref() == Some("enabled")).await;
+            assert!(world.redirected(name), "{name}");
+        }
+        for ip in ["fd77:9::2", "10.77.1.2", "fd77:8::2"] {
+            assert!(world.probes().contains(ip), "{ip} in {}", world.probes());
+        }
+        world.api.namespace("shop", None);
+        world.until("both have left", |w| !w.touched("six") && !w.touched("dual")).await;
+    });
+}
+
+#[test]
+fn annotations_that_change_change_the_rules_of_a_running_pod() {
+    in_a_node(async |world: &mut World| {
+        world.api.namespace("shop", Some(AMBIENT));
+        world.pod("shop", "a", "10.77.1.2");
+        world.start_proxy();
+        world.start_agent();
+        world.until("a is enrolled", |w| w.annotation("a").as_deref() == Some("enabled")).await;
+        let rules = world.traces("a");
+        assert!(rules.contains("redirect to :15006") && !rules.contains("redirect to :15053"));
+        let annotate = |world: &World, ingress: serde_json::Value, dns: serde_json::Value| {
+            let annotations = json!({"ambient.istio.io/bypass-inbound-capture": ingress, "ambient.istio.io/dns-capture": dns});
+            world.api.patch_pod("a", &json!({"metadata": {"annotations": annotations}}));
+        };
+        annotate(world, json!("true"), json!("true"));
+        world
+            .until("they count", |w| {
+                let rules = w.traces("a");
+                !rules.contains("redirect to :15006") && rules.contains("redirect to :15053")
+            })
+            .await;
+        // What nobody understands counts as not there.
+        annotate(world, json!("perhaps"), json!(null));
+        let plain = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
+        world.until("they count no more", |w| plain(&w.traces("a")) == plain(&rules)).await;
+    });
+}
+
+#[test]
+fn a_pod_that_a_proxy_cannot_take_holds_up_nobody_and_is_forgotten_with_its_object() {
+    in_a_node(async |world: &mut World| {
+        world.api.namespace("shop", Some(AMBIENT));
+        world.refuse("uid-bad", "15008 is taken");
+        world.pod("shop", "bad", "10.77.99.2");
+        let good: Vec<String> = (0..10).map(|n| format!("good{n}")).collect();
+        for (n, name) in good.iter().enumerate() {
+            world.pod("shop", name, &format!("10.77.{n}.2"));
+        }
+        world.start_proxy();
+        world.start_agent();
+        for name in &good {
+            world.until("it is enrolled", |w| w.annotation(name).as_deref() == Some("enabled")).await;
+        }
+        assert_eq!(world.annotation("bad"), None, "nothing shows it as protected");
+        world.api.delete_pod("bad");
+        world.unplug("bad");
+        // A new one is served at once, and a proxy that comes anew hears nothing of the bad one.
+        world.stop_proxy();
+        world.start_proxy();
+        world.pod("shop", "new", "10.77.98.2");
+        world.until("the new one is enrolled", |w| w.annotation("new").as_deref() == Some("enabled")).await;
+        assert_eq!(world.proxy_has().len(), 11);
+    });
+}

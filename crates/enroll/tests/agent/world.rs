@@ -166,6 +166,11 @@ impl World {
         );
     }
 
+    /// One more address of a pod.
+    pub fn address(&self, name: &str, ip: &str) {
+        output_in(&self.pods[name], &["ip", "addr", "add", &format!("{ip}/64"), "dev", "eth0"]);
+    }
+
     fn mount(&self, name: &str) -> PathBuf {
         self.dir.path().join("host/run/netns").join(name)
     }
