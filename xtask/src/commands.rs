@@ -42,6 +42,29 @@ pub fn lint() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The web UI: what is committed must be what its sources give, byte for byte.
+pub fn ui() -> anyhow::Result<()> {
+    let npm = |args: &[&str]| {
+        let mut command = Command::new("npm");
+        command.current_dir(root().join("ui")).args(args);
+        command
+    };
+    if !succeeds(&mut npm(&["--version"])) {
+        bail!("npm is not installed: the web UI is built with Node.js (`cargo build` itself needs none)");
+    }
+    run(&mut npm(&["ci", "--prefer-offline", "--no-audit", "--no-fund"]))?;
+    run(&mut npm(&["run", "build"]))?;
+    let mut changed = Command::new("git");
+    changed.current_dir(root()).args(["status", "--porcelain", "--", "crates/observe/ui-dist"]);
+    let changed = changed.output().context("cannot ask git what has changed")?;
+    if !changed.stdout.is_empty() {
+        bail!(
+            "crates/observe/ui-dist is not what ui/ gives: run `npm run build` in ui/ and commit the result"
+        );
+    }
+    run(&mut npm(&["test"]))
+}
+
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());

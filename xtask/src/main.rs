@@ -37,7 +37,9 @@ enum Command {
     },
     /// Check format, lints and dependencies
     Lint,
-    /// Everything that CI runs: lint, then test
+    /// Build and test the web UI, and compare the build with the committed one
+    Ui,
+    /// Everything that CI runs: lint, ui, test
     Ci,
 }
 
@@ -47,7 +49,8 @@ fn main() -> std::process::ExitCode {
         Command::Test { args } => commands::test(&args),
         Command::Bench { what } => bench::bench(&what),
         Command::Lint => commands::lint(),
-        Command::Ci => commands::lint().and_then(|()| commands::test(&[])),
+        Command::Ui => commands::ui(),
+        Command::Ci => commands::lint().and_then(|()| commands::ui()).and_then(|()| commands::test(&[])),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
