@@ -10,5 +10,6 @@ mod harness;
 #[path = "../mesh/namespaces.rs"]
 mod namespaces;
 
+mod foreign;
 mod gateways;
 mod reporting;
