@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::firewall::{self, Backend, xtables};
 
@@ -129,20 +129,28 @@ fn printable(uid: &str) -> String {
 
 /// The table of this node, which is the agent's own network namespace.
 pub struct Probes {
-    exempt: parking_lot::Mutex<Exempt>,
-    applying: tokio::sync::Mutex<()>,
-    stale: AtomicBool,
+    wanted: parking_lot::Mutex<Wanted>,
+    /// Held while the table is replaced.
+    turn: tokio::sync::Mutex<()>,
+    /// Generation of what is in the kernel.
+    applied: AtomicU64,
     sources: (Ipv4Addr, Ipv6Addr),
     backend: Backend,
+}
+
+struct Wanted {
+    exempt: Exempt,
+    /// Grows with each change.
+    generation: u64,
 }
 
 impl Probes {
     /// Nothing is applied yet.
     pub fn new(source_v4: Ipv4Addr, source_v6: Ipv6Addr, backend: Backend) -> Self {
         Self {
-            exempt: Default::default(),
-            applying: Default::default(),
-            stale: AtomicBool::new(true),
+            wanted: Wanted { exempt: Exempt::default(), generation: 1 }.into(),
+            turn: Default::default(),
+            applied: AtomicU64::new(0),
             sources: (source_v4, source_v6),
             backend,
         }
@@ -153,21 +161,28 @@ impl Probes {
         &self,
         owners: impl IntoIterator<Item = (String, Vec<IpAddr>)>,
     ) -> Result<(), firewall::Error> {
-        {
-            let mut exempt = self.exempt.lock();
-            *exempt = Exempt::default();
+        let generation = {
+            let mut wanted = self.wanted.lock();
+            wanted.exempt = Exempt::default();
             for (uid, addresses) in owners {
-                exempt.set(&uid, &addresses);
+                wanted.exempt.set(&uid, &addresses);
             }
-        }
-        self.apply().await
+            wanted.generation += 1;
+            wanted.generation
+        };
+        self.apply(generation).await
     }
 
     /// Makes `addresses` those of the pod `uid`.
     pub async fn set(&self, uid: &str, addresses: &[IpAddr]) -> Result<(), firewall::Error> {
-        let changed = self.exempt.lock().set(uid, addresses);
-        // A change that could not be applied is not done: the next caller tries again.
-        if changed || self.stale.load(Ordering::Relaxed) { self.apply().await } else { Ok(()) }
+        let generation = {
+            let mut wanted = self.wanted.lock();
+            if wanted.exempt.set(uid, addresses) {
+                wanted.generation += 1;
+            }
+            wanted.generation
+        };
+        self.apply(generation).await
     }
 
     /// Removes what the pod `uid` still owns.
@@ -177,16 +192,28 @@ impl Probes {
 
     /// The addresses of all enrolled pods.
     pub fn addresses(&self) -> Vec<IpAddr> {
-        self.exempt.lock().addresses().copied().collect()
+        self.wanted.lock().exempt.addresses().copied().collect()
     }
 
-    async fn apply(&self) -> Result<(), firewall::Error> {
-        // One change after the other, each with what is wanted by then: the last one to run has it all.
-        let _turn = self.applying.lock().await;
-        let exempt = self.exempt.lock().clone();
-        let result = write(&exempt, self.sources, self.backend).await;
-        self.stale.store(result.is_err(), Ordering::Relaxed);
-        result
+    /// Returns once what was wanted at `generation` is in the kernel. One change of the table carries everything
+    /// that was wanted by then, so those who waited for their turn meanwhile mostly find theirs done. A change that
+    /// failed is not done: the next caller tries again.
+    async fn apply(&self, generation: u64) -> Result<(), firewall::Error> {
+        let done = || self.applied.load(Ordering::Acquire) >= generation;
+        if done() {
+            return Ok(());
+        }
+        let _turn = self.turn.lock().await;
+        if done() {
+            return Ok(());
+        }
+        let (exempt, generation) = {
+            let wanted = self.wanted.lock();
+            (wanted.exempt.clone(), wanted.generation)
+        };
+        write(&exempt, self.sources, self.backend).await?;
+        self.applied.store(generation, Ordering::Release);
+        Ok(())
     }
 }
 

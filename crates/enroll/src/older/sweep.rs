@@ -225,12 +225,7 @@ pub async fn drain(
     }
 }
 
-fn drain_once(
-    diag: &mut Diag,
-    exempt: &Exempt,
-    policy: &Policy,
-    age: Duration,
-) -> std::io::Result<usize> {
+fn drain_once(diag: &mut Diag, exempt: &Exempt, policy: &Policy, age: Duration) -> std::io::Result<usize> {
     let sockets = match diag.list() {
         Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return Ok(1),
         list => list?,
