@@ -17,7 +17,10 @@ const MAX: usize = 4096;
 
 /// Answers of the node's resolver.
 #[derive(Debug, Default)]
-pub(crate) struct Hostnames(Mutex<HashMap<Arc<str>, (Instant, Vec<IpAddr>)>>);
+pub(crate) struct Hostnames(Mutex<HashMap<Arc<str>, Answer>>);
+
+/// When it came, and what it was.
+type Answer = (Instant, Vec<IpAddr>);
 
 impl Hostnames {
     /// The addresses of `hostname`; bounded in time.

@@ -1,5 +1,7 @@
 //! Given this workload, when a stream arrives that asks for that, then it leads there.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::{ApplicationTunnel, Gateway, GatewayTarget, Identity, PortMapping, ServiceKey, ServicePort};
 
@@ -107,4 +109,28 @@ fn an_application_tunnel_gets_everything_on_loopback_with_the_destination_in_a_p
     assert_eq!(arrival.proxy_header, Some(address("10.96.0.7:443")));
     let arrival = at(&view, &waypoint, "web.default.svc.cluster.local:80").unwrap();
     assert_eq!(arrival.proxy_header, Some(address("10.96.0.1:80")), "the service's address and port");
+}
+
+proptest! {
+    #[test]
+    fn a_stream_leads_to_the_workload_itself_or_nowhere_and_never_to_the_mesh(
+        octets in any::<[u8; 4]>(), port in any::<u16>(), host in "[a-z.-]{1,40}",
+        by_name in any::<bool>(), tunnel in proptest::option::of(proptest::option::of(any::<u16>())),
+        on_loopback in any::<bool>(),
+    ) {
+        let mut workload = pod("b", "10.0.0.2");
+        workload.application_tunnel = tunnel.map(|port| ApplicationTunnel { proxy_protocol: true, port });
+        let mut view = View::default();
+        view.insert_service(service("web", "10.96.0.1"));
+        let local = address("10.0.0.2:15008");
+        let authority = match by_name {
+            true => Authority::Hostname(host.as_str().into(), port),
+            false => Authority::Address(SocketAddr::new(IpAddr::from(octets), port)),
+        };
+        if let Ok(arrival) = arrive(&view, &workload, local, &authority, on_loopback) {
+            prop_assert_eq!(arrival.target.ip(), local.ip());
+            prop_assert!(!MESH_PORTS.contains(&arrival.target.port()));
+            prop_assert!(arrival.dial == arrival.target || arrival.dial.ip().is_loopback());
+        }
+    }
 }

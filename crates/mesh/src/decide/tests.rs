@@ -69,7 +69,7 @@ fn a_direct_call_to_an_enrolled_pod_is_tunnelled_to_that_pod() {
     let route = tunnel(call(&view([a.clone(), b.clone()], []), &a, "10.0.0.2:9090"));
     assert_eq!(route.hop, "10.0.0.2:15008".parse().unwrap());
     assert_eq!(route.authority, Authority::Address("10.0.0.2:9090".parse().unwrap()));
-    assert_eq!(route.expect, [b.identity.clone()]);
+    assert_eq!(route.expect, [b.identity]);
     assert_eq!((route.service, route.via), (None, Via::Direct));
 }
 

@@ -147,8 +147,10 @@ fn a_caller_without_a_proven_identity_is_refused_and_no_account_is_named_for_it(
     in_a_node(|node| async move {
         let world = World::new(&node).await;
         echo(world.b.listen(8080));
-        let mut allow = mesh::Match::default();
-        allow.principals = vec![mesh::StringMatch::Exact("cluster.local/ns/ns/sa/c".into())];
+        let allow = mesh::Match {
+            principals: vec![mesh::StringMatch::Exact("cluster.local/ns/ns/sa/c".into())],
+            ..mesh::Match::default()
+        };
         let clause = mesh::Clause { matches: vec![allow] };
         world.control.policy(&Policy {
             name: "only-c".into(),
