@@ -167,6 +167,9 @@ fn names_of_the_mesh_are_answered_and_others_are_asked_for() {
         names.service("web.ns.svc.cluster.local", &["10.96.0.7", "fd96::7"]);
         names.known("web.ns.svc.cluster.local").await;
         asked.lock().unwrap().clear();
+        let upstream = [("request_protocol", "udp"), ("source_canonical_service", "a")];
+        // Questions before the name was known were passed on.
+        let before = names.proxy.metrics().await.sum("istio_dns_upstream_requests_total", &upstream);
         for host in ["web.ns.svc.cluster.local", "web", "WEB.ns.Svc"] {
             for (kind, ip) in [(RecordType::A, "10.96.0.7"), (RecordType::AAAA, "fd96::7")] {
                 let question = ask(host, kind, None);
@@ -187,12 +190,10 @@ fn names_of_the_mesh_are_answered_and_others_are_asked_for() {
         let answer = read(&names.udp(&ask("no.such.name", RecordType::A, None)).await);
         assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
 
-        let labels =
-            [("request_query_type", "a"), ("request_protocol", "udp"), ("source_canonical_service", "a")];
         let metrics = names.proxy.metrics().await;
-        assert_eq!(metrics.sum("istio_dns_upstream_requests_total", &labels[1..]), 2);
-        assert_eq!(metrics.sum("istio_dns_upstream_request_duration_seconds_count", &labels), 2);
-        assert!(metrics.sum("istio_dns_requests_total", &labels) >= 5);
+        assert_eq!(metrics.sum("istio_dns_upstream_requests_total", &upstream), before + 2);
+        assert_eq!(metrics.sum("istio_dns_upstream_request_duration_seconds_count", &upstream), before + 2);
+        assert!(metrics.sum("istio_dns_requests_total", &upstream) >= before + 8);
         names.proxy.stop().await;
     });
 }
@@ -238,10 +239,13 @@ fn what_is_not_the_meshs_is_passed_on_and_back_unchanged() {
                 assert_eq!(answer, expected);
             }
             let arrived: Vec<_> = std::mem::take(&mut *asked.lock().unwrap());
-            for (bytes, _, _) in &arrived {
-                assert_eq!(bytes[2..], question[2..]);
+            // The pod's own address tells the proxy's questions from the direct one.
+            for wanted in [false, true] {
+                let same = |(bytes, peer, tcp): &(Vec<u8>, SocketAddr, bool)| {
+                    *tcp == wanted && peer.ip() == names.pod.ip && bytes[2..] == question[2..]
+                };
+                assert!(arrived.iter().any(same), "over the transport it came by, tcp: {wanted}");
             }
-            assert_eq!(arrived.iter().filter(|(_, _, tcp)| *tcp).count(), 2, "over the transport it came by");
         }
         names.proxy.stop().await;
     });
@@ -567,7 +571,8 @@ fn the_name_server_that_the_pod_asks_is_asked() {
         for answer in [names.udp(&question).await, names.tcp(&question).await] {
             assert_eq!(addresses(&read(&answer)), ips(&["192.0.2.1"]));
         }
-        assert_eq!(asked_too.lock().unwrap().len(), 2);
+        let over = |tcp: bool| asked_too.lock().unwrap().iter().any(|asked| asked.2 == tcp);
+        assert!(over(false) && over(true));
         let socket = names.pod.netns.run(|| std::net::UdpSocket::bind("[::]:0")).unwrap().unwrap();
         socket.set_nonblocking(true).unwrap();
         let socket = UdpSocket::from_std(socket).unwrap();
@@ -577,7 +582,7 @@ fn the_name_server_that_the_pod_asks_is_asked() {
         let (length, from) = received.expect("no answer").unwrap();
         assert_eq!(from, "[fd77::1]:53".parse().unwrap());
         assert_eq!(addresses(&read(&buffer[..length])), ips(&["192.0.2.1"]));
-        assert_eq!(asked_v6.lock().unwrap().len(), 1);
+        assert!(!asked_v6.lock().unwrap().is_empty());
         assert!(asked.lock().unwrap().is_empty(), "nobody else");
         names.proxy.stop().await;
     });
