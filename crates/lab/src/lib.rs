@@ -3,8 +3,8 @@
 //! above it is the production code talking to this API.
 
 pub mod api;
-pub mod node;
-pub mod controllers;
 pub mod app;
-pub mod up;
+pub mod controllers;
 pub mod discover;
+pub mod node;
+pub mod up;

@@ -78,7 +78,10 @@ pub fn groups(pod: &Pod) -> Vec<Group> {
         if ports.is_empty() {
             return vec![group(None)];
         }
-        ports.iter().map(|port| group(Some((port.container_port, port.name.clone().unwrap_or_default())))).collect()
+        ports
+            .iter()
+            .map(|port| group(Some((port.container_port, port.name.clone().unwrap_or_default()))))
+            .collect()
     };
     containers.iter().flat_map(of_container).collect()
 }
@@ -88,7 +91,8 @@ fn pod_labels(pod: &Pod, ip: &str) -> BTreeMap<String, String> {
     let spec = pod.spec.as_ref();
     let status = pod.status.as_ref();
     let conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
-    let ready = conditions.filter(|condition| condition.type_ == "Ready").map(|c| c.status.to_lowercase()).next();
+    let ready =
+        conditions.filter(|condition| condition.type_ == "Ready").map(|c| c.status.to_lowercase()).next();
     for (name, value) in [
         ("namespace", pod.namespace().unwrap_or_default()),
         ("pod_name", pod.name_any()),
@@ -107,7 +111,8 @@ fn pod_labels(pod: &Pod, ip: &str) -> BTreeMap<String, String> {
     }
     for (kind, pairs) in [("label", pod.labels()), ("annotation", pod.annotations())] {
         for (name, value) in pairs {
-            let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+            let name: String =
+                name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
             put(&mut labels, &format!("pod_{kind}_{name}"), value);
             put(&mut labels, &format!("pod_{kind}present_{name}"), "true");
         }
@@ -149,6 +154,9 @@ mod tests {
 
     #[test]
     fn a_pod_without_an_address_is_no_target() {
-        assert!(groups(&pod(serde_json::json!({"metadata": {"name": "x"}, "spec": {"containers": []}}))).is_empty());
+        assert!(
+            groups(&pod(serde_json::json!({"metadata": {"name": "x"}, "spec": {"containers": []}})))
+                .is_empty()
+        );
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::Call;
 use crate::{
-    HealthPolicy, IpFamilies, LoadBalancingMode, NetworkAddress, RoutingScope, Service, Tunnel, View, Workload,
+    HealthPolicy, IpFamilies, LoadBalancingMode, NetworkAddress, RoutingScope, Service, Tunnel, View,
+    Workload,
 };
 
 /// What an endpoint is wanted for.
