@@ -96,11 +96,14 @@ impl Seen {
     }
 }
 
+/// Labels of a series, and by how many bytes it has grown.
+type Grown = (BTreeMap<String, String>, f64);
+
 /// Judges every scraped pod by what grew at each node's proxy; `scraper` is the identity that must have called.
 pub fn judge(
     scraped: &BTreeSet<Scraped>,
     scraper: (&str, &str),
-    grown: &BTreeMap<String, Vec<(BTreeMap<String, String>, f64)>>,
+    grown: &BTreeMap<String, Vec<Grown>>,
 ) -> BTreeMap<Scraped, Seen> {
     let (scraper_node, scraper_identity) = scraper;
     let judge_one = |pod: &Scraped| {

@@ -36,7 +36,7 @@ pub async fn leaving(client: &Client) -> anyhow::Result<Leaving> {
     let selector = ListParams::default().labels(&format!("{DATAPLANE_MODE}=ambient"));
     let namespaces = Api::<Namespace>::all(client.clone()).list(&selector).await?;
     Ok(Leaving {
-        pods: pods.iter().filter(enrolled).map(|pod| full_name(pod)).collect(),
+        pods: pods.iter().filter(enrolled).map(full_name).collect(),
         labelled: namespaces.iter().map(|namespace| namespace.name_any()).collect(),
         strict: strict(client).await,
     })

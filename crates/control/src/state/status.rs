@@ -40,6 +40,9 @@ pub struct Wanted {
     pub addresses: Vec<(Arc<str>, IpAddr)>,
 }
 
+/// Addresses by host, and the flag that goes with them.
+type Addresses = (Vec<(Arc<str>, IpAddr)>, bool);
+
 impl State {
     /// Notes what is to stand on an object, when something else stands there.
     pub(super) fn want(
@@ -49,7 +52,7 @@ impl State {
         generation: Option<i64>,
         found: &[StatusCondition],
         conditions: impl IntoIterator<Item = StatusCondition>,
-        addresses: Option<(Vec<(Arc<str>, IpAddr)>, bool)>,
+        addresses: Option<Addresses>,
     ) {
         let mut conditions: Vec<StatusCondition> = conditions
             .into_iter()
