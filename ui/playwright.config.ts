@@ -2,6 +2,7 @@
 // Beforehand: npm run build && cargo build -p ambit-observe --example generator. Browser: Debian's Chromium.
 
 import { defineConfig } from "@playwright/test";
+import { CHROMIUM } from "./tests/parts/chromium.js";
 
 const generator = process.env["AMBIT_GENERATOR"] ?? "../target/debug/examples/generator";
 
@@ -22,10 +23,7 @@ export default defineConfig({
   use: {
     baseURL: `http://127.0.0.1:${TEN}`,
     viewport: { width: 1440, height: 900 },
-    launchOptions: {
-      executablePath: process.env["CHROMIUM"] ?? "/usr/bin/chromium",
-      args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
-    },
+    launchOptions: CHROMIUM,
   },
   webServer: [serve(TEN, "--pods 10"), serve(THOUSAND, "--pods 1000"), serve(SILENT, "--pods 40 --silence 1")],
 });

@@ -6,6 +6,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { tokenWanted } from "./api/client.js";
 import { now } from "./clock.js";
 import { age, percent } from "./model/format.js";
+import { headline } from "./model/words.js";
 import { GraphPage } from "./pages/graph.js";
 import { overview } from "./pages/mesh.js";
 import { OverviewPage } from "./pages/overview.js";
@@ -79,16 +80,14 @@ export function App() {
 function MeshLock() {
   const { data, error, at } = overview.state.value;
   if (!data) return null;
-  const { by_bytes, by_pairs } = data.coverage;
-  const all = by_bytes.percent === 100 && by_pairs.percent === 100;
-  const tone = by_bytes.total === 0 ? "quiet" : all ? "proven" : by_bytes.plaintext > 0 || by_pairs.plaintext > 0 ? "open" : "unproven";
+  const { of, measure, tone, sign } = headline(data.coverage);
   return (
     <div class="mesh">
       {error && at !== null && <span class="stale" role="status">data is {age(now.value - at)} old: {error}</span>}
       <a class={`meshlock tone-${tone}`} href="/" title={data.coverage.denominator}>
-        <LockIcon sign={tone === "proven" ? "closed" : tone === "quiet" ? "none" : tone === "open" ? "half" : "one_sided"} size={17} />
-        <strong>{by_bytes.percent === null ? "no traffic" : percent(by_bytes.percent)}</strong>
-        {by_bytes.percent !== null && <span>mTLS</span>}
+        <LockIcon sign={sign} size={17} />
+        <strong>{measure.percent === null ? "no traffic" : percent(measure.percent)}</strong>
+        {measure.percent !== null && <span>mTLS{of === "pairs" && ", of pairs"}</span>}
       </a>
     </div>
   );

@@ -42,40 +42,20 @@ pub fn lint() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The web UI: what is committed must be what its sources give, byte for byte.
-pub fn ui() -> anyhow::Result<()> {
-    let npm = |args: &[&str]| {
-        let mut command = Command::new("npm");
-        command.current_dir(root().join("ui")).args(args);
-        command
-    };
-    if !succeeds(&mut npm(&["--version"])) {
-        bail!("npm is not installed: the web UI is built with Node.js (`cargo build` itself needs none)");
-    }
-    run(&mut npm(&["ci", "--prefer-offline", "--no-audit", "--no-fund"]))?;
-    run(&mut npm(&["run", "build"]))?;
-    let mut changed = Command::new("git");
-    changed.current_dir(root()).args(["status", "--porcelain", "--", "crates/observe/ui-dist"]);
-    let changed = changed.output().context("cannot ask git what has changed")?;
-    if !changed.stdout.is_empty() {
-        bail!(
-            "crates/observe/ui-dist is not what ui/ gives: run `npm run build` in ui/ and commit the result"
-        );
-    }
-    run(&mut npm(&["test"]))
-}
-
-fn cargo() -> Command {
+/// Cargo, in the repository.
+pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
 }
 
-fn root() -> &'static Path {
+/// The repository.
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-fn target_directory() -> anyhow::Result<PathBuf> {
+/// Where cargo puts what it builds.
+pub fn target_directory() -> anyhow::Result<PathBuf> {
     let output = cargo().args(["metadata", "--format-version", "1", "--no-deps"]).output()?;
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
     let directory =
@@ -83,7 +63,8 @@ fn target_directory() -> anyhow::Result<PathBuf> {
     Ok(directory.into())
 }
 
-fn succeeds(command: &mut Command) -> bool {
+/// Whether a command can be started and succeeds; what it prints is not shown.
+pub fn succeeds(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 

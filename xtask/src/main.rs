@@ -6,6 +6,7 @@
 mod bench;
 mod commands;
 mod packages;
+mod ui;
 
 use clap::{Parser, Subcommand};
 
@@ -39,7 +40,9 @@ enum Command {
     Lint,
     /// Build and test the web UI, and compare the build with the committed one
     Ui,
-    /// Everything that CI runs: lint, ui, test
+    /// Look at the web UI's pages in a browser, over made-up clusters and over the real mesh of a lab
+    View,
+    /// Everything that CI runs: lint, ui, test, view
     Ci,
 }
 
@@ -49,8 +52,12 @@ fn main() -> std::process::ExitCode {
         Command::Test { args } => commands::test(&args),
         Command::Bench { what } => bench::bench(&what),
         Command::Lint => commands::lint(),
-        Command::Ui => commands::ui(),
-        Command::Ci => commands::lint().and_then(|()| commands::ui()).and_then(|()| commands::test(&[])),
+        Command::Ui => ui::ui(),
+        Command::View => ui::view(),
+        Command::Ci => commands::lint()
+            .and_then(|()| ui::ui())
+            .and_then(|()| commands::test(&[]))
+            .and_then(|()| ui::view()),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -27,6 +27,9 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/share/ca-certificates", "ca-certificates"),
 ];
 
+/// What the pages are looked at with.
+const BROWSER: &[(&str, &str)] = &[("/usr/bin/chromium", "chromium")];
+
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Makes sure that this is a Linux machine where we are root, and that every needed program is there.
@@ -38,8 +41,19 @@ pub fn ready_machine() -> anyhow::Result<()> {
     if id.stdout.trim_ascii() != b"0" {
         bail!("the lab needs root, since it makes network namespaces and mounts: run this command with sudo");
     }
+    need(NEEDED)
+}
+
+/// The same, and a browser.
+pub fn ready_browser() -> anyhow::Result<()> {
+    ready_machine()?;
+    need(BROWSER)
+}
+
+/// Installs what is missing, and says so.
+fn need(files: &[(&str, &str)]) -> anyhow::Result<()> {
     let missing: Vec<&str> =
-        NEEDED.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| *package).collect();
+        files.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -3,7 +3,7 @@
 //! Node proxies push what they count ([`ingest`]); the store keeps an hour of it ([`store`]); what both proxies said of
 //! a pair is judged ([`judge`]) against what the cluster is ([`directory`]), and every judgement that is not *proven*
 //! has a reason and a cure ([`why`]). From one judged snapshot ([`table`]) the graph, the overview and the lists are
-//! made; Prometheus' own targets are joined with it ([`proof`]).
+//! made; Prometheus' own targets are joined with it ([`proof`]), and what only Prometheus saw is added ([`unseen`]).
 //!
 //! Everything from `store` to `proof` is pure: time is an argument, nothing waits. This crate never carries traffic,
 //! never changes the cluster, and never says *mutual TLS* on the word of one side.
@@ -28,6 +28,7 @@ pub mod store;
 pub mod table;
 #[cfg(test)]
 mod testing;
+pub mod unseen;
 pub mod why;
 
 pub use observer::Observer;

@@ -16,6 +16,7 @@ use crate::model::{Prometheus, Target};
 use crate::proof::{Facts, Scraper, prove, summary};
 use crate::store::{Limits, Store};
 use crate::table::{Table, Window};
+use crate::unseen::Unseen;
 
 /// How long a judged snapshot is good.
 const FRESH: Millis = 1_000;
@@ -32,6 +33,8 @@ pub struct Proofs {
     pub at: Millis,
     pub prometheis: Vec<Prometheus>,
     pub targets: Vec<Target>,
+    /// Scrapes that no node proxy saw.
+    pub unseen: Vec<Unseen>,
 }
 
 /// Length of a window in seconds, and its end if that is not now.
@@ -149,7 +152,10 @@ impl Observer {
         }
         let window = Window { seconds, at: at.unwrap_or(now), live: at.is_none() };
         let directory = self.directory();
-        let table = Arc::new(Table::of(&self.store.lock(), &directory, window, now));
+        // What Prometheus knows is of now, so it belongs to no window of the past.
+        let proofs = window.live.then(|| self.proofs());
+        let unseen = proofs.as_ref().map_or(&[][..], |proofs| &proofs.unseen);
+        let table = Arc::new(Table::of(&self.store.lock(), &directory, unseen, window, now));
         tables.insert(key, (now, table.clone()));
         table
     }
@@ -166,12 +172,13 @@ impl Observer {
         let (scrapers, directory) = (self.scrapers(), self.directory());
         let mut all = Proofs { at: now, ..Proofs::default() };
         for scraper in scrapers.iter() {
-            let targets = {
+            let (targets, unseen) = {
                 let store = self.store.lock();
                 prove(scraper, &Facts { store: &store, directory: &directory, now })
             };
             all.prometheis.push(summary(scraper, &targets, &directory));
             all.targets.extend(targets);
+            all.unseen.extend(unseen);
         }
         all.targets.sort_by(|a, b| {
             (a.proof, &a.namespace, &a.pod, &a.id).cmp(&(b.proof, &b.namespace, &b.pod, &b.id))

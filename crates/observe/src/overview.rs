@@ -1,18 +1,18 @@
 //! The overview: how much is mutual TLS, what is not and what cures it, and what nobody can see. Pure.
 
+mod findings;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::directory::Directory;
-use crate::flow::{Millis, Text};
+use crate::flow::Text;
 use crate::graph::{Filter, Sums, Visible};
-use crate::model::{Blind, Finding, Hint, NamespaceRow, Overview, ProofCounts, State, Why};
+use crate::model::{Blind, Hint, NamespaceRow, Overview, ProofCounts, State};
 use crate::observer::Proofs;
 use crate::store::Store;
 use crate::store::place::id1;
-use crate::table::{Row, Table, some};
-use crate::why::{Code, explain};
+use crate::table::{Row, Table};
+use crate::why::Code;
 
-const FINDINGS: usize = 200;
 const NAMES: usize = 100;
 /// Points of a sparkline.
 pub const POINTS: usize = 30;
@@ -66,7 +66,8 @@ pub fn build(
         .collect();
     let mut sums = Sums::default();
     rows.iter().for_each(|row| sums.add(row));
-    let findings = |states: &[State]| findings(&rows, states, &table.directory);
+    let findings = |pick: &dyn Fn(&Row) -> Option<Code>| findings::of(&rows, pick, &table.directory);
+    let known = |row: &Row| row.code.unwrap_or(Code::Unknown);
     let mut scrapes = ProofCounts::default();
     let targets = proofs.targets.iter().filter(|target| visible.namespace(&target.namespace));
     targets.for_each(|target| scrapes.add(target.proof, target.health == "up"));
@@ -76,10 +77,16 @@ pub fn build(
         at: table.window.at,
         window_seconds: table.window.seconds,
         coverage: sums.coverage(),
-        plaintext: findings(&[State::Plaintext, State::Mixed]),
-        unproven: findings(&[State::OneSided, State::Contradiction]),
-        denied: findings(&[State::Denied]),
-        failed: findings(&[State::Failed]),
+        plaintext: findings(&|row| matches!(row.state, State::Plaintext | State::Mixed).then(|| known(row))),
+        unproven: findings(&|row| {
+            matches!(row.state, State::OneSided | State::Contradiction).then(|| known(row))
+        }),
+        // Also where something was carried besides: before the policy came, or at another moment.
+        denied: findings(&|row| (row.connections.denied > 0).then_some(Code::DeniedByPolicy)),
+        failed: findings(&|row| {
+            let besides = (row.connections.failed > 0).then_some(Code::ConnectFailed);
+            if row.state == State::Failed { Some(known(row)) } else { besides }
+        }),
         namespaces: namespaces(table, &rows, lines, visible, filter),
         scrapes,
         prometheis: prometheis.cloned().collect(),
@@ -88,72 +95,6 @@ pub fn build(
         limits: table.limits.clone(),
         hints: hints(table, proofs),
     }
-}
-
-/// Rows of some states, put together by workloads and reason.
-fn findings(rows: &[&Row], states: &[State], directory: &Directory) -> Vec<Finding> {
-    struct Parts<'a> {
-        first: &'a Row,
-        ports: BTreeSet<u16>,
-        pairs: usize,
-        bytes: u64,
-        connections: u64,
-        last: Option<Millis>,
-    }
-    let mut found: BTreeMap<(&Text, &Text, Code, &Text), Parts<'_>> = BTreeMap::new();
-    for row in rows.iter().filter(|row| states.contains(&row.state)) {
-        let code = row.code.unwrap_or(Code::Unknown);
-        let key = (&row.source.workload_id, &row.target.workload_id, code, &row.policy);
-        let parts = found.entry(key).or_insert_with(|| Parts {
-            first: row,
-            ports: BTreeSet::new(),
-            pairs: 0,
-            bytes: 0,
-            connections: 0,
-            last: None,
-        });
-        parts.ports.insert(row.port);
-        parts.pairs += 1;
-        let carried = row.bytes.plaintext + row.bytes.unproven;
-        parts.bytes += carried;
-        let connections = &row.connections;
-        parts.connections += match row.state {
-            State::Denied => connections.denied,
-            State::Failed => connections.failed,
-            _ => connections.opened.max(connections.open_now),
-        };
-        parts.last = parts.last.max(row.last_activity);
-    }
-    let finding = |((source, target, code, policy), parts): ((&Text, &Text, Code, &Text), Parts<'_>)| {
-        let row = parts.first;
-        let name = |place: &crate::store::place::Place| {
-            let end = &place.end;
-            let workload = if end.workload.is_empty() { &end.pod } else { &end.workload };
-            if place.is_inside() { format!("{}/{workload}", end.namespace) } else { place.name() }
-        };
-        Finding {
-            source: source.clone(),
-            target: target.clone(),
-            source_name: name(&row.source),
-            target_name: name(&row.target),
-            ports: some(parts.ports, 8),
-            why: Why {
-                count: parts.pairs,
-                ..explain(code, &row.source, &row.target, &row.reason, policy, directory)
-            },
-            policy: policy.clone(),
-            pairs: parts.pairs,
-            bytes: parts.bytes,
-            connections: parts.connections,
-            last_activity: parts.last,
-        }
-    };
-    let mut found: Vec<Finding> = found.into_iter().map(finding).collect();
-    found.sort_by_key(|finding| {
-        (std::cmp::Reverse((finding.bytes, finding.connections)), finding.source.clone())
-    });
-    found.truncate(FINDINGS);
-    found
 }
 
 fn namespaces(
@@ -201,7 +142,7 @@ fn namespaces(
                 pods: counts.map(|counts| counts[0]),
                 pods_enrolled: counts.map(|counts| counts[1]),
                 pods_host_network: counts.map(|counts| counts[2]),
-                coverage: sums.by_bytes(),
+                coverage: sums.headline(),
                 denied: sums.denied(),
                 sparkline: lines.get(namespace).cloned().unwrap_or_else(|| vec![0; POINTS]),
             }
@@ -240,13 +181,26 @@ fn blind(table: &Table, visible: &Visible) -> Blind {
         table.proxies.iter().filter(|proxy| proxy.stale_ms.is_none()).map(|proxy| &proxy.node).collect();
     blind.silent_nodes = nodes.difference(&reporting).map(|name| (*name).clone()).take(NAMES).collect();
     let (none, host) = (blind.pods_not_enrolled, blind.pods_host_network);
-    blind.text = format!(
-        "traffic among {none} running pods outside the mesh and {host} on host networks is seen by no proxy and is not \
-         in these figures"
-    );
+    let pods =
+        |count: usize| if count == 1 { "1 running pod".to_owned() } else { format!("{count} running pods") };
+    blind.text = match (none, host) {
+        (0, 0) => "every running pod is in the mesh".into(),
+        (0, host) => format!("traffic among {} on host networks is seen by no proxy", pods(host)),
+        (none, 0) => format!("traffic among {} outside the mesh is seen by no proxy", pods(none)),
+        (none, host) => format!(
+            "traffic among {} outside the mesh and {host} on host networks is seen by no proxy",
+            pods(none)
+        ),
+    };
+    if none + host > 0 {
+        blind.text.push_str("; only scrapes among them are known, by Prometheus' own word");
+    }
     if !blind.silent_nodes.is_empty() {
         let silent = blind.silent_nodes.len();
-        blind.text.push_str(&format!("; the proxies of {silent} nodes with enrolled pods do not report"));
+        blind.text.push_str(&match silent {
+            1 => "; the proxy of 1 node with enrolled pods does not report".to_owned(),
+            _ => format!("; the proxies of {silent} nodes with enrolled pods do not report"),
+        });
     }
     blind
 }

@@ -11,6 +11,7 @@ use crate::model::{self, Bytes, Connections, IdentityPair, Record, State};
 use crate::store::history::BUCKET;
 use crate::store::place::Place;
 use crate::store::{Pair, Store};
+use crate::unseen::{self, Unseen};
 use crate::why::{Case, Code};
 
 /// A hub calls at least so many workloads …
@@ -54,6 +55,8 @@ pub struct Row {
     pub identities: Option<IdentityPair>,
     pub last_activity: Option<Millis>,
     pub stale_ms: Option<Millis>,
+    /// Known from Prometheus alone, see [`crate::unseen`]: nobody counted its bytes.
+    pub unseen: bool,
 }
 
 /// See the module.
@@ -72,8 +75,14 @@ pub struct Table {
 }
 
 impl Table {
-    /// Judges every pair of the store for a window.
-    pub fn of(store: &Store, directory: &Arc<Directory>, window: Window, now: Millis) -> Self {
+    /// Judges every pair of the store for a window, and adds the scrapes that no proxy saw.
+    pub fn of(
+        store: &Store,
+        directory: &Arc<Directory>,
+        unseen: &[Unseen],
+        window: Window,
+        now: Millis,
+    ) -> Self {
         let reporting = reporting_nodes(store, now);
         let is_reporting = |node: &str| reporting.contains(node);
         let mut rows = Vec::with_capacity(store.len());
@@ -82,13 +91,14 @@ impl Table {
             let Some((source, target)) = places else { continue };
             rows.push(row(store, pair, source, target, directory, &is_reporting, window, now));
         }
-        let (hubs, workloads) = hubs(&rows);
+        unseen::add(&mut rows, unseen, window);
+        let (hubs, workloads, pods) = hubs(&rows);
         let namespaces: HashSet<&Text> =
             rows.iter().flat_map(|row| [&row.source.namespace_id, &row.target.namespace_id]).collect();
         let limits = model::Limits {
             workloads,
             namespaces: namespaces.len(),
-            pods: store.places(),
+            pods,
             pairs: rows.len(),
             edges_left_out: 0,
             pairs_refused: store.proxies().iter().map(|proxy| proxy.pairs_refused).sum(),
@@ -145,7 +155,9 @@ fn row(
     });
     let empty: Text = "".into();
     let reason = telling.map_or(empty.clone(), |said| said.lane.reason.clone());
-    let denied = said.iter().find(|said| said.lane.verdict == Verdict::Denied && said.counts.failed > 0);
+    let denied = said.iter().filter(|said| said.lane.verdict == Verdict::Denied && said.counts.failed > 0);
+    // The caller's proxy is told that it was refused, not by which policy.
+    let denied = denied.max_by_key(|said| !said.lane.policy.is_empty());
     let policy = denied.map_or(empty.clone(), |said| said.lane.policy.clone());
     let service = said.iter().map(|said| &said.lane.service).find(|service| !service.is_empty());
     let service = service.cloned().unwrap_or(empty);
@@ -172,6 +184,7 @@ fn row(
         identities: identities.flatten(),
         last_activity: said.iter().map(|said| said.last_activity).max(),
         stale_ms: if window.live { stale(store, pair, now) } else { None },
+        unseen: false,
     }
 }
 
@@ -199,11 +212,13 @@ fn stale(store: &Store, pair: &Pair, now: Millis) -> Option<Millis> {
     of(Reporter::Source).max(of(Reporter::Destination))
 }
 
-/// Workloads that call a large part of all others; and how many workloads there are.
-fn hubs(rows: &[Row]) -> (HashSet<Text>, usize) {
+/// Workloads that call a large part of all others; and how many workloads and pods (or addresses) there are.
+fn hubs(rows: &[Row]) -> (HashSet<Text>, usize, usize) {
+    let mut places: HashSet<&Text> = HashSet::new();
     let mut workloads: HashSet<&Text> = HashSet::new();
     let mut fanout: HashMap<&Text, HashSet<&Text>> = HashMap::new();
     for row in rows {
+        places.extend([&row.source.id, &row.target.id]);
         workloads.insert(&row.source.workload_id);
         workloads.insert(&row.target.workload_id);
         if row.state != State::Idle
@@ -216,7 +231,7 @@ fn hubs(rows: &[Row]) -> (HashSet<Text>, usize) {
     let all = workloads.len();
     let hub = |targets: &HashSet<&Text>| targets.len() >= HUB_FANOUT && targets.len() * HUB_SHARE >= all;
     let hubs = fanout.iter().filter(|(_, targets)| hub(targets)).map(|(id, _)| (*id).clone()).collect();
-    (hubs, all)
+    (hubs, all, places.len())
 }
 
 /// The proxies for the API: one a node where a newer one has taken over, none of nodes that are gone.

@@ -123,7 +123,7 @@ impl World {
 
     pub fn table(&self, now: Millis) -> Table {
         let window = Window { seconds: 300, at: now, live: true };
-        Table::of(&self.store, &self.directory, window, now)
+        Table::of(&self.store, &self.directory, &[], window, now)
     }
 }
 

@@ -61,6 +61,8 @@ export interface Edge {
   exceptions: Exception[];
   last_activity: number | null;
   stale_ms: number | null;
+  /** Pairs known from Prometheus alone; nobody counted their bytes. */
+  unseen: number;
 }
 
 export interface Measure { total: number; proven: number; unproven: number; plaintext: number; percent: number | null }
@@ -70,6 +72,8 @@ export interface Coverage {
   by_pairs: Measure;
   denied: number;
   failed: number;
+  /** Plaintext pairs whose bytes nobody counted. While there are any, by_pairs is the measure to show first. */
+  uncounted_pairs: number;
   denominator: string;
 }
 export interface Proxy {
@@ -185,6 +189,8 @@ export interface Finding {
   ports: number[];
   why: Why;
   policy: string;
+  /** Workloads that were called; more than one and target is their namespace. */
+  targets: number;
   pairs: number;
   bytes: number;
   connections: number;
@@ -250,5 +256,6 @@ export interface Pair {
   records: FlowRecord[];
   last_activity: number | null;
   stale_ms: number | null;
+  unseen: boolean;
 }
 export interface Pairs { at: number; window_seconds: number; total: number; pairs: Pair[] }

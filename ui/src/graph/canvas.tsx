@@ -11,7 +11,7 @@ import { nextLine, step, type Direction } from "./steps.js";
 declare global {
   interface Window {
     /** Read-only, for tests: where things are on the screen. */
-    __ambit?: { screenPos: (id: string) => { x: number; y: number } | null; visible: () => string[]; places: () => Record<string, [number, number]>; times: () => number[] };
+    __ambit?: { screenPos: (id: string) => { x: number; y: number } | null; visible: () => string[]; places: () => Record<string, [number, number]>; times: () => number[]; sign: (id: string) => string | null };
   }
 }
 
@@ -47,6 +47,7 @@ export function GraphCanvas({ scene, model, selected, select, hover, open, still
       visible: () => [...latest.current.scene.nodes.map((n) => n.node.id), ...latest.current.scene.boxes.map((b) => b.box.id), ...latest.current.scene.edges.map((e) => e.edge.id)],
       places: () => Object.fromEntries([...latest.current.scene.layout.spots].map(([id, spot]) => [id, [spot.x, spot.y]])),
       times: () => [...made.times],
+      sign: (id) => latest.current.scene.edges.find((e) => e.edge.id === id)?.sign ?? null,
     };
     return () => {
       delete window.__ambit;

@@ -27,8 +27,10 @@ export class Live {
 
   private open(): void {
     if (this.close || document.hidden) return;
+    performance.mark("ambit-asked");
     this.close = open(this.params, {
       snapshot: (snapshot) => {
+        performance.mark("ambit-snapshot");
         this.model.snapshot(snapshot);
         this.changed();
       },

@@ -35,7 +35,7 @@ export function paint(ctx: CanvasRenderingContext2D, scene: Scene, camera: Camer
   const locks = camera.scale > 0.4 && (calls.length <= LOCKS || camera.scale > 1.1);
   for (const e of painted) {
     if (e.route.trunk) trunkSign(ctx, e, camera, colours);
-    else if (e.strong || (e.tone !== "proven" && e.tone !== "quiet") || (locks && !e.faded)) callSign(ctx, e, camera, colours);
+    else if (e.strong || refused(e) || (e.tone !== "proven" && e.tone !== "quiet") || (locks && !e.faded)) callSign(ctx, e, camera, colours);
   }
 }
 
@@ -57,7 +57,7 @@ function paintBox(ctx: CanvasRenderingContext2D, { box, node, tone }: SceneBox, 
   const name = node ? node.name : "Outside the mesh";
   if (node) glyph(ctx, stateSign(node.state), box.x + 15, box.y + 20 - size * 0.6, size * 1.15, colours.tone[tone]);
   text(ctx, name, box.x + (node ? 15 + size * 1.4 : 16), box.y + 20, {
-    size, colour: colours.text, font: colours.font, weight: 600, width: box.w - size * 1.4 - 24 - (signed ? 110 : 0),
+    size, colour: colours.text, font: colours.font, weight: 600, width: box.w - size * 1.4 - 24 - (signed && camera.scale < 0.85 ? 110 : 0),
   });
 }
 
@@ -110,12 +110,14 @@ function paintNode(ctx: CanvasRenderingContext2D, entry: SceneNode, camera: Came
   ctx.fill();
   ctx.lineWidth = node.hub ? 1.8 : 1;
   ctx.strokeStyle = node.hub ? colour : entry.tone === "proven" || entry.tone === "quiet" ? colours.border : colour;
-  if (node.pods_enrolled === 0) ctx.setLineDash([4, 3]);
+  // The mesh's own pods are outside and yet carried.
+  const out = node.pods_enrolled === 0 && !node.mesh;
+  if (out) ctx.setLineDash([4, 3]);
   ctx.stroke();
   ctx.setLineDash([]);
   ctx.beginPath();
   ctx.arc(spot.x + 16, spot.y + spot.h / 2, 4.5, 0, Math.PI * 2);
-  if (node.pods_enrolled === 0) {
+  if (out) {
     ctx.lineWidth = 1.6;
     ctx.strokeStyle = colour;
     ctx.stroke();
@@ -153,7 +155,8 @@ function paintTrunk(ctx: CanvasRenderingContext2D, e: SceneEdge, colours: Palett
   if (pass === 1) {
     ctx.globalAlpha = e.faded ? 0.25 : 1;
     polyline(ctx, e.route.line);
-    ctx.strokeStyle = colours.soft.proven;
+    // A sleeve of green only where something is proven.
+    ctx.strokeStyle = e.edge.pairs.proven > 0 ? colours.soft.proven : colours.soft.quiet;
     ctx.lineWidth = 9;
     ctx.stroke();
     if (e.edge.bytes.proven > 0) {
@@ -176,14 +179,18 @@ function paintTrunk(ctx: CanvasRenderingContext2D, e: SceneEdge, colours: Palett
   ctx.globalAlpha = 1;
 }
 
+/** Something was refused besides what was carried: a dot beside the lock says so. */
+function refused({ edge }: SceneEdge): boolean {
+  return edge.lock !== "none" && edge.connections.denied + edge.pairs.denied + edge.pairs.failed > 0;
+}
+
 function trunkSign(ctx: CanvasRenderingContext2D, e: SceneEdge, camera: Camera, colours: Palette): void {
   ctx.globalAlpha = e.faded ? 0.4 : 1;
-  const refused = e.edge.lock === "closed" && e.edge.pairs.proven < e.edge.pairs.total ? e.edge.pairs.denied + e.edge.pairs.failed : 0;
-  const words = camera.scale < 0.3 ? "" : camera.scale < 0.7 ? e.edge.label.replace(/ mTLS$/, "") : e.edge.label;
+  const words = camera.scale < 0.3 ? "" : camera.scale < 0.7 ? e.edge.label.replace(/ mTLS.*$/, "") : e.edge.label;
   // Old data says so, and how old it is: a green lock of before is no proof of now.
   const old = e.edge.stale_ms;
   const label = old === null ? words : [words, `${age(old)} old`].filter(Boolean).join(" · ");
-  sign(ctx, e.route.badge, e.sign, label, old === null ? colours.tone[e.tone] : colours.muted, colours, Math.max(1, Math.min(1.6, 0.66 / camera.scale)), refused > 0 ? colours.tone.denied : null);
+  sign(ctx, e.route.badge, e.sign, label, old === null ? colours.tone[e.tone] : colours.muted, colours, Math.max(1, Math.min(1.6, 0.66 / camera.scale)), refused(e) ? colours.tone.denied : null);
   ctx.globalAlpha = 1;
 }
 
@@ -195,7 +202,7 @@ function callSign(ctx: CanvasRenderingContext2D, e: SceneEdge, camera: Camera, c
   const flow = e.strong && camera.scale > 0.5 ? `${bytes(e.edge.rate.sent + e.edge.rate.received)}/s` : "";
   const label = [share, flow].filter(Boolean).join(" · ");
   const colour = e.edge.stale_ms === null ? colours.tone[e.tone] : colours.muted;
-  if (label) sign(ctx, e.route.badge, e.sign, label, colour, colours, grow, null);
+  if (label || refused(e)) sign(ctx, e.route.badge, e.sign, label, colour, colours, grow, refused(e) ? colours.tone.denied : null);
   else lock(ctx, e.route.badge, e.sign, colour, colours, grow);
   ctx.globalAlpha = 1;
 }

@@ -129,10 +129,12 @@ function Lines({ title, edges, model, end, select }: {
 function EdgeDetails({ edge, model, select, window }: Omit<PanelProps, "id"> & { edge: Edge }) {
   const state = STATE[edge.state];
   const t = edgeTone(edge);
+  /** Nobody but Prometheus knows of it. */
+  const past = edge.unseen === edge.pairs.total;
   const carried = edge.bytes.proven + edge.bytes.plaintext + edge.bytes.unproven;
   const rows: [string, ComponentChildren][] = [
-    ["Now", `${rate(edge.rate.sent + edge.rate.received)}, ${plural(edge.connections.open_now, "connection")} open`],
-    ["In this window", `${bytes(edge.bytes.sent + edge.bytes.received)}, ${count(edge.connections.opened)} opened`],
+    ["Now", past ? "not counted" : `${rate(edge.rate.sent + edge.rate.received)}, ${plural(edge.connections.open_now, "connection")} open`],
+    ["In this window", past ? "not counted" : `${bytes(edge.bytes.sent + edge.bytes.received)}, ${count(edge.connections.opened)} opened`],
     ["Pairs of pods", `${count(edge.pairs.proven)} of ${count(edge.pairs.total)} proven`],
   ];
   if (edge.connections.denied > 0) rows.push(["Denied", plural(edge.connections.denied, "connection")]);
@@ -152,8 +154,9 @@ function EdgeDetails({ edge, model, select, window }: Omit<PanelProps, "id"> & {
       <p class="muted">{edge.lock === "closed" && edge.pairs.proven < edge.pairs.total
         ? "All that moved is proven mutual TLS. What is missing was refused, so nothing of it was carried."
         : state?.meaning}</p>
+      {edge.unseen > 0 && <p class="muted">{past ? "No node proxy saw it: Prometheus itself says that it scraped this" : `${plural(edge.unseen, "pair")} of it no node proxy saw: Prometheus itself says that it scraped them`}, past the mesh.</p>}
       <Stale ms={edge.stale_ms} />
-      {carried > 0 && (
+      {carried > 0 && edge.unseen === 0 && (
         <div class="share">
           <Split label={`${percent(edge.percent_mutual_tls)} mutual TLS`} parts={[
             { tone: "proven", value: edge.bytes.proven }, { tone: "unproven", value: edge.bytes.unproven }, { tone: "open", value: edge.bytes.plaintext },
@@ -220,7 +223,7 @@ function Behind({ edge, window }: { edge: Edge; window: number }) {
                 <span class="between"><Name>{pair.source.pod || pair.source.address}</Name> <span class="muted">to</span> <Name>{pair.target.pod || pair.target.address}</Name><span class="muted">:{pair.port}</span></span>
                 <span class={`tone-${tone(pair.state)}`}>{STATE[pair.state]?.word}</span>
               </summary>
-              <Records records={pair.records} />
+              {pair.unseen ? <p class="muted">No node proxy saw it. Prometheus lists it as scraped, and up.</p> : <Records records={pair.records} />}
               {pair.why && <Reason why={pair.why} />}
             </details>
           </li>

@@ -37,6 +37,8 @@ export function routes(layout: Layout, edges: Iterable<Edge>): Map<string, Route
   return result;
 }
 
+/** A sign sits astride the border of its box, a little above, so that the name below it stays whole. */
+const SIGN_ABOVE = 5;
 const CELL = 12;
 
 /** Moves locks along their lines so that they stand neither on one another nor on a node, where that can be had. */
@@ -80,7 +82,7 @@ function trunk(layout: Layout, from: Spot, box: Box, rank: number): Route {
       start, { x: bus, y: start.y }, { x: bus, y: lane }, { x: port + aside, y: lane }, { x: port + aside, y: box.y },
     ], 14));
   };
-  return { line: path(rank * 14, rank * 5), strand: path(rank * 14 + 6, 6 + rank * 5), badge: { x: port, y: box.y }, trunk: true, within: false };
+  return { line: path(rank * 14, rank * 5), strand: path(rank * 14 + 6, 6 + rank * 5), badge: { x: port, y: box.y - SIGN_ABOVE }, trunk: true, within: false };
 }
 
 function call(layout: Layout, from: Spot, to: Spot): Route {

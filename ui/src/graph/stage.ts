@@ -173,6 +173,7 @@ export class Stage {
     this.dirty = false;
     this.place();
     this.times.push(performance.now() - begun);
+    performance.mark("ambit-painted");
     if (this.times.length > 100) this.times.shift();
   }
 

@@ -62,6 +62,8 @@ function plainEdgeTerm(text: string): Term {
   if (text === "unproven") return (edge) => edge.lock === "unproven";
   if (text === "trunk" || text === "hub") return (edge) => edge.kind === "trunk";
   if (text === "stale") return (edge) => edge.stale_ms !== null;
+  // Also where something was carried besides.
+  if (text === "denied" || text === "failed") return (edge) => edge.connections[text] > 0 || edge.pairs[text] > 0;
   if (STATES.has(text)) return (edge) => edge.state === text || edge.pairs[text as State] > 0;
   const field = /^(ns|namespace|port|code|policy|id|kind|state|service)[:=](.+)$/.exec(text);
   if (field) {

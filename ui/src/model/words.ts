@@ -1,7 +1,8 @@
 // The words of security, in one place: what a state is called, what it means, and which of four tones it has.
 // Colour never stands alone: each tone has a lock of its own shape and a line of its own dash.
 
-import type { Edge, Lock, Node, Proof, State } from "../api/types.js";
+import type { Coverage, Edge, Lock, Measure, Node, Proof, State } from "../api/types.js";
+import type { Sign } from "../parts/glyphs.js";
 
 export type Tone = "proven" | "open" | "unproven" | "denied" | "quiet";
 
@@ -42,6 +43,16 @@ export function edgeTone(edge: Edge): Tone {
   if (edge.lock === "open") return "open";
   if (edge.lock === "unproven") return "unproven";
   return tone(edge.state);
+}
+
+/** The one number of a coverage: of bytes, or of pairs while there are some whose bytes nobody counted. */
+export function headline({ by_bytes, by_pairs, uncounted_pairs }: Coverage): { of: "bytes" | "pairs"; measure: Measure; tone: Tone; sign: Sign } {
+  const of = uncounted_pairs > 0 ? "pairs" : "bytes";
+  const measure = of === "pairs" ? by_pairs : by_bytes;
+  const all = measure.percent === 100 && by_pairs.percent === 100;
+  const tone: Tone = measure.total === 0 ? "quiet" : all ? "proven" : by_bytes.plaintext + by_pairs.plaintext > 0 ? "open" : "unproven";
+  const some = measure.proven > 0 ? "half" : "open";
+  return { of, measure, tone, sign: tone === "proven" ? "closed" : tone === "quiet" ? "none" : tone === "open" ? some : "one_sided" };
 }
 
 /** Name of a node for people: namespace/name where that is more than the name. */

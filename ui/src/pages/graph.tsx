@@ -77,6 +77,7 @@ export function GraphPage() {
         <label class="select">Last
           <select value={String(window)} onChange={(event) => set({ window: event.currentTarget.value === "300" ? undefined : event.currentTarget.value })}>
             <option value="60">minute</option><option value="300">5 minutes</option><option value="900">15 minutes</option><option value="3600">hour</option>
+            {![60, 300, 900, 3600].includes(window) && <option value={String(window)}>{age(window * 1000)}</option>}
           </select>
         </label>
         <LiveMark live={live} />

@@ -4,6 +4,7 @@ import { useEffect, useState } from "preact/hooks";
 import type { Finding, Measure, NamespaceRow, Overview } from "../api/types.js";
 import { now } from "../clock.js";
 import { ago, bytes, count, percent, plural } from "../model/format.js";
+import { headline } from "../model/words.js";
 import { LockIcon } from "../parts/icon.js";
 import { Command, Failure, measureLabel, measureParts, Name, Notice, Reason, Segments, Spark, Split } from "../parts/parts.js";
 import { link } from "../router.js";
@@ -41,16 +42,15 @@ function Skeleton() {
 }
 
 function Coverage({ data }: { data: Overview }) {
-  const { by_bytes, by_connections, by_pairs, denominator } = data.coverage;
-  const all = by_bytes.percent === 100;
-  const tone = by_bytes.total === 0 ? "quiet" : all ? "proven" : by_bytes.plaintext > 0 ? "open" : "unproven";
+  const { by_bytes, by_connections, by_pairs, uncounted_pairs, denominator } = data.coverage;
+  const { of, measure, tone, sign } = headline(data.coverage);
   return (
     <section class="card coverage" aria-labelledby="coverage">
       <h2 id="coverage">Mutual TLS, proven at both ends</h2>
       <div class="hero">
-        <span class={`hero-lock tone-${tone}`}><LockIcon sign={tone === "proven" ? "closed" : tone === "quiet" ? "none" : tone === "open" ? "half" : "one_sided"} size={40} /></span>
-        <p class="hero-number">{by_bytes.percent === null ? "no traffic" : percent(by_bytes.percent)}</p>
-        <p class="hero-text">{by_bytes.percent === null ? "in the last five minutes" : <>of {bytes(by_bytes.total)}<br />in the last five minutes</>}</p>
+        <span class={`hero-lock tone-${tone}`}><LockIcon sign={sign} size={40} /></span>
+        <p class="hero-number">{measure.percent === null ? "no traffic" : percent(measure.percent)}</p>
+        <p class="hero-text">{measure.percent === null ? "in the last five minutes" : <>of {of === "bytes" ? bytes(measure.total) : `${plural(measure.total, "pair")} of pods`}<br />in the last five minutes</>}</p>
       </div>
       <Measured what="Bytes" m={by_bytes} show={bytes} />
       <Measured what="Connections" m={by_connections} show={count} />
@@ -58,6 +58,7 @@ function Coverage({ data }: { data: Overview }) {
       <ul class="key" aria-hidden="true">
         <li><i class="fill-proven" />mutual TLS</li><li><i class="fill-unproven" />unproven</li><li><i class="fill-open" />plaintext</li>
       </ul>
+      {uncounted_pairs > 0 && <p class="fine"><b>Not counted:</b> the bytes of {plural(uncounted_pairs, "scrape that goes", "scrapes that go")} past the mesh. Prometheus says so; no node proxy sees {uncounted_pairs === 1 ? "it" : "them"}.</p>}
       <p class="fine"><b>Of what?</b> Of {denominator}.</p>
       <p class="fine"><b>What cannot be seen:</b> {data.blind.text}</p>
     </section>
@@ -134,13 +135,19 @@ function Row({ f, kind }: { f: Finding; kind: Kind }) {
     <li>
       <LockIcon sign={sign} tone={tone} size={18} />
       <div class="who">
-        <p><Name>{f.source_name}</Name> <span class="muted">to</span> <Name>{f.target_name}</Name>{f.ports.length > 0 && <span class="muted">:{f.ports.slice(0, 4).join(",")}</span>}</p>
-        <p class="muted">{kind === "plaintext" || kind === "unproven" ? `${bytes(f.bytes)}, ` : `${plural(f.connections, "connection")}, `}{ago(f.last_activity, now.value)}{f.policy && <> · policy <Name>{f.policy}</Name></>}</p>
+        <p><Name>{f.source_name}</Name> <span class="muted">to</span> {f.targets > 1 && <>{count(f.targets)} workloads of </>}<Name>{f.target_name}</Name>{f.ports.length > 0 && <span class="muted">:{f.ports.slice(0, 4).join(",")}</span>}</p>
+        <p class="muted">{kind === "plaintext" || kind === "unproven" ? f.why.reason === "unseen" ? "scraped past every node proxy, " : `${bytes(f.bytes)}, ` : `${plural(f.connections, "connection")}, `}{ago(f.last_activity, now.value)}{f.policy && <> · policy <Name>{f.policy}</Name></>}</p>
       </div>
       <Reason why={f.why} count />
-      <a class="button" href={link("/graph", { level: "workload", sel: `${f.source}>${f.target}`, hubs: "edges", focus: undefined })} aria-label={`In graph: ${f.source_name} to ${f.target_name}`}>In graph</a>
+      <a class="button" href={where(f, kind)} aria-label={`In graph: ${f.source_name} to ${f.target_name}`}>In graph</a>
     </li>
   );
+}
+
+/** One line is picked; of several, the list shows those and no others. */
+function where(f: Finding, kind: Kind): string {
+  if (f.targets === 1) return link("/graph", { level: "workload", sel: `${f.source}>${f.target}`, hubs: "edges" });
+  return link("/graph", { level: "workload", ns: f.target_name, focus: f.source, hubs: "edges", view: "list", q: kind === "unproven" ? undefined : kind });
 }
 
 function Namespaces({ rows }: { rows: NamespaceRow[] }) {
@@ -153,7 +160,7 @@ function Namespaces({ rows }: { rows: NamespaceRow[] }) {
       <div class="card-head"><h2 id="namespaces">Namespaces</h2><span class="muted">{count(busy.length)} with pods or traffic</span></div>
       <div class="scroll" tabIndex={0} role="region" aria-labelledby="namespaces">
         <table class="namespaces">
-          <thead><tr><th scope="col">Namespace</th><th scope="col">In the mesh</th><th scope="col">Proven mutual TLS, of bytes</th><th scope="col" class="num">Denied</th><th scope="col">Traffic</th></tr></thead>
+          <thead><tr><th scope="col">Namespace</th><th scope="col">In the mesh</th><th scope="col">Proven mutual TLS</th><th scope="col" class="num">Denied</th><th scope="col">Traffic</th></tr></thead>
           <tbody>
             {shown.map((row) => (
               <tr key={row.id}>

@@ -1,35 +1,8 @@
-import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
-import { expect, test, type Page } from "@playwright/test";
+import { expect, test } from "@playwright/test";
 import { SILENT, THOUSAND } from "../../playwright.config.js";
+import { accessible, complaints, ready } from "../parts/look.js";
 
-const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const TRUNK = "trunk:wl:monitoring/prometheus>ns:bookinfo";
-
-interface Axe { run: (options: unknown) => Promise<{ violations: { id: string; impact: string; nodes: { html: string }[] }[] }> }
-
-/** No violation that axe calls serious or worse. It is run beside the page's policy, which rightly lets no script in. */
-async function accessible(page: Page): Promise<void> {
-  await page.evaluate(AXE);
-  const found = await page.evaluate(() => (window as unknown as { axe: Axe }).axe.run({ resultTypes: ["violations"] }));
-  const grave = found.violations.filter((v) => v.impact === "serious" || v.impact === "critical")
-    .map((v) => `${v.id}: ${v.nodes.slice(0, 2).map((n) => n.html).join(" | ")}`);
-  expect(grave).toEqual([]);
-}
-
-/** What the browser complains of: errors of scripts, and whatever the policy had to stop. */
-function complaints(page: Page): string[] {
-  const list: string[] = [];
-  page.on("pageerror", (error) => list.push(error.message));
-  page.on("console", (message) => {
-    if (message.type() === "error" && !/Failed to load resource/.test(message.text())) list.push(message.text());
-  });
-  return list;
-}
-
-async function ready(page: Page): Promise<void> {
-  await page.waitForFunction(() => window.__ambit !== undefined && window.__ambit.times().length > 0);
-}
 
 test.describe("every page", () => {
   for (const [path, heading] of [["/", "Overview"], ["/graph", "Graph"], ["/graph?view=list", "Graph"], ["/targets", "Scrape targets"]] as const) {

@@ -24,7 +24,7 @@ export function edge(source: string, target: string, more: Partial<Edge> = {}): 
     bytes: { sent: 100, received: 10, proven: 110, plaintext: 0, unproven: 0, node_local: 0 },
     percent_mutual_tls: state === "proven" ? 100 : 0, rate: { sent: 10, received: 1, opened: 0 },
     connections: { opened: 1, closed: 0, failed: 0, denied: 0, open_now: 1 },
-    ports: [8080], services: [], identities: [], reasons: [], policies: [], exceptions: [], last_activity: 1, stale_ms: null, ...more,
+    ports: [8080], services: [], identities: [], reasons: [], policies: [], exceptions: [], last_activity: 1, stale_ms: null, unseen: 0, ...more,
   };
 }
 
@@ -33,7 +33,7 @@ const measure = { total: 0, proven: 0, unproven: 0, plaintext: 0, percent: null 
 export function graph(nodes: Node[], edges: Edge[], level: Graph["level"] = "workload"): Graph {
   return {
     at: 1, window_seconds: 300, level, nodes, edges, proxies: [],
-    coverage: { by_bytes: measure, by_connections: measure, by_pairs: measure, denied: 0, failed: 0, denominator: "" },
+    coverage: { by_bytes: measure, by_connections: measure, by_pairs: measure, denied: 0, failed: 0, uncounted_pairs: 0, denominator: "" },
     limits: { workloads: 0, namespaces: 0, pods: 0, pairs: 0, edges_left_out: 0, pairs_refused: 0, rows_lost_by_proxies: 0 },
   };
 }

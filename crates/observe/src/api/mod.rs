@@ -192,6 +192,7 @@ async fn pairs(
             records,
             last_activity: row.last_activity,
             stale_ms: row.stale_ms,
+            unseen: row.unseen,
         };
         json(&model::Pairs {
             at: table.window.at,

@@ -101,6 +101,8 @@ struct Seat {
     /// What was sent last, newest at the end.
     sent: VecDeque<(String, Arc<Graph>)>,
     dropped: u64,
+    /// Made to see whether it fits, and not sent yet.
+    first: Option<Graph>,
 }
 
 impl Drop for Seat {
@@ -140,6 +142,7 @@ impl Seat {
             question,
             sent: VecDeque::new(),
             dropped: 0,
+            first: None,
         })
     }
 
@@ -161,10 +164,12 @@ impl Seat {
     }
 
     /// Whether its picture fits beside those of all others.
-    fn fits(self) -> Result<Self, Problem> {
+    fn fits(mut self) -> Result<Self, Problem> {
         let held = self.streams.edges.load(Ordering::Relaxed);
-        let edges = self.graph().edges.len();
+        let graph = self.graph();
+        let edges = graph.edges.len();
         if held + edges <= EDGES {
+            self.first = Some(graph);
             return Ok(self);
         }
         let text = format!(
@@ -175,7 +180,7 @@ impl Seat {
 
     /// The next event, if there is anything to tell.
     fn turn(&mut self) -> Option<Event> {
-        let new = Arc::new(self.graph());
+        let new = Arc::new(self.first.take().unwrap_or_else(|| self.graph()));
         let sequence = self.streams.next();
         let text = match self.sent.back() {
             None => serde_json::to_string(&Snapshot { sequence: &sequence, graph: &new }),

@@ -88,6 +88,7 @@ fn same_edge(a: &Edge, b: &Edge) -> bool {
     a.state == b.state
         && a.pairs == b.pairs
         && a.percent_mutual_tls == b.percent_mutual_tls
+        && a.unseen == b.unseen
         && same_age(a.stale_ms, b.stale_ms)
         && same_amount(a.bytes.sent, b.bytes.sent)
         && same_amount(a.bytes.received, b.bytes.received)

@@ -28,6 +28,7 @@ pub(super) struct EdgeParts<'a> {
     wrong: Vec<&'a Row>,
     last_activity: Option<Millis>,
     stale_ms: Option<Millis>,
+    unseen: usize,
 }
 
 /// Inserts while there is room; what is there already never needs more.
@@ -63,6 +64,7 @@ impl<'a> EdgeParts<'a> {
         }
         self.last_activity = self.last_activity.max(row.last_activity);
         self.stale_ms = self.stale_ms.max(row.stale_ms);
+        self.unseen += usize::from(row.unseen);
     }
 
     fn keep_worst(&mut self) {
@@ -126,20 +128,36 @@ impl<'a> EdgeParts<'a> {
             exceptions: self.wrong.into_iter().map(exception).collect(),
             last_activity: self.last_activity,
             stale_ms: self.stale_ms,
+            unseen: self.unseen,
         }
     }
 
-    /// Of bytes; where none moved, of pairs.
+    /// Of bytes; of pairs where none moved, or where nobody counted all of them.
     fn percent(&self) -> Option<f64> {
         let bytes = &self.bytes;
         let total = bytes.proven + bytes.plaintext + bytes.unproven;
         let of_pairs = || percent(self.pairs.proven as u64, self.pairs.carried() as u64);
-        percent(bytes.proven, total).or_else(of_pairs)
+        percent(bytes.proven, total).filter(|_| self.unseen == 0).or_else(of_pairs)
     }
 }
 
-/// The edge in a few words.
+/// The edge in a few words. What was refused is said beside what was carried: a policy may be newer than the traffic.
 fn label(
+    state: State,
+    pairs: &PairCounts,
+    percent: Option<f64>,
+    connections: &Connections,
+    trunk: bool,
+) -> String {
+    let carried = carried(state, pairs, percent, connections, trunk);
+    match connections.denied {
+        0 => carried,
+        _ if state == State::Denied && !trunk => carried,
+        denied => format!("{carried} · {denied} denied"),
+    }
+}
+
+fn carried(
     state: State,
     pairs: &PairCounts,
     percent: Option<f64>,

@@ -22,7 +22,7 @@ const READABLE: usize = 150;
 
 /// What the percentages are of.
 pub const DENOMINATOR: &str = "traffic that at least one node proxy carried or accepted in this window, without what \
-     crossed no wire; traffic between two pods that are both outside the mesh is seen by nobody";
+     crossed no wire; among pods outside the mesh only scrapes are known, by Prometheus' own word and without their bytes";
 
 /// Builds the graph that a query asks for.
 pub fn build(table: &Table, query: &Query, visible: &Visible) -> Graph {
@@ -141,6 +141,7 @@ pub struct Sums {
     pairs: PairCounts,
     denied: u64,
     failed: u64,
+    unseen: u64,
 }
 
 impl Sums {
@@ -162,6 +163,7 @@ impl Sums {
         self.pairs.add(row.state);
         self.denied += row.connections.denied;
         self.failed += row.connections.failed;
+        self.unseen += u64::from(row.unseen);
     }
 
     /// Shares of the whole.
@@ -179,14 +181,15 @@ impl Sums {
             ),
             denied: self.denied,
             failed: self.failed,
+            uncounted_pairs: self.unseen,
             denominator: DENOMINATOR,
         }
     }
 
-    /// Share of bytes alone.
-    pub fn by_bytes(&self) -> Measure {
-        let [proven, unproven, plaintext] = self.bytes;
-        Measure::of(proven, unproven, plaintext)
+    /// The share to show first: of bytes, or of pairs while there are some whose bytes nobody counted.
+    pub fn headline(&self) -> Measure {
+        let coverage = self.coverage();
+        if self.unseen > 0 { coverage.by_pairs } else { coverage.by_bytes }
     }
 
     /// Connections refused.

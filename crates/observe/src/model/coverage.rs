@@ -10,6 +10,8 @@ pub struct Coverage {
     pub by_pairs: Measure,
     pub denied: u64,
     pub failed: u64,
+    /// Pairs among `by_pairs` whose bytes nobody counted: scrapes that went past the mesh.
+    pub uncounted_pairs: u64,
     pub denominator: &'static str,
 }
 

@@ -77,6 +77,8 @@ pub struct Edge {
     pub exceptions: Vec<Exception>,
     pub last_activity: Option<Millis>,
     pub stale_ms: Option<Millis>,
+    /// Pairs that are known from Prometheus alone: no proxy saw them, nobody counted their bytes.
+    pub unseen: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

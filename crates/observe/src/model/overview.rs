@@ -34,6 +34,8 @@ pub struct Finding {
     pub ports: Vec<u16>,
     pub why: Why,
     pub policy: Text,
+    /// Workloads that were called; of several, `target` is their namespace.
+    pub targets: usize,
     pub pairs: usize,
     pub bytes: u64,
     pub connections: u64,

@@ -28,6 +28,8 @@ pub struct Pair {
     pub records: Vec<Record>,
     pub last_activity: Option<Millis>,
     pub stale_ms: Option<Millis>,
+    /// Known from Prometheus alone: there are no records.
+    pub unseen: bool,
 }
 
 #[derive(Clone, Debug, Serialize)]

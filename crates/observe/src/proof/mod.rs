@@ -18,6 +18,7 @@ use crate::model::{self, Evidence, Proof, State, Target, Why};
 use crate::store::place::{Place, PlaceKey};
 use crate::store::{Pair, Store};
 use crate::table::{Window, code, records, reporting_nodes, said};
+use crate::unseen::Unseen;
 use crate::why::{Case, Code, explain};
 pub use csv::csv;
 use prometheus::RawTarget;
@@ -55,11 +56,13 @@ pub struct Facts<'a> {
     pub now: Millis,
 }
 
-/// Judges all targets of a Prometheus.
-pub fn prove(scraper: &Scraper, facts: &Facts<'_>) -> Vec<Target> {
+/// Judges all targets of a Prometheus, and names those of its scrapes that no proxy saw.
+pub fn prove(scraper: &Scraper, facts: &Facts<'_>) -> (Vec<Target>, Vec<Unseen>) {
     let reporting = reporting_nodes(facts.store, facts.now);
     let is_reporting = |node: &str| reporting.contains(node);
-    scraper.targets.iter().map(|raw| one(raw, scraper, facts, &is_reporting)).collect()
+    let mut unseen = Vec::new();
+    let targets = scraper.targets.iter().map(|raw| one(raw, scraper, facts, &is_reporting, &mut unseen));
+    (targets.collect(), unseen)
 }
 
 /// A Prometheus for the API; its identity is the one that its proven scrapes show.
@@ -88,9 +91,17 @@ struct Verdictum {
     reason: Text,
     policy: Text,
     text: String,
+    /// It answered, and no proxy saw it.
+    unseen: bool,
 }
 
-fn one(raw: &RawTarget, scraper: &Scraper, facts: &Facts<'_>, reporting: &dyn Fn(&str) -> bool) -> Target {
+fn one(
+    raw: &RawTarget,
+    scraper: &Scraper,
+    facts: &Facts<'_>,
+    reporting: &dyn Fn(&str) -> bool,
+    unseen: &mut Vec<Unseen>,
+) -> Target {
     let directory = facts.directory;
     let claimed = directory.pod(&raw.namespace, &raw.pod);
     let actual = raw.ip.and_then(|ip| directory.pod_at(ip));
@@ -147,6 +158,10 @@ fn one(raw: &RawTarget, scraper: &Scraper, facts: &Facts<'_>, reporting: &dyn Fn
                 "tunnel proven; scrape fails because the target speaks HTTP: remove scheme and tlsConfig"
                     .into();
         }
+    }
+    if let (true, Some(code), Some(at)) = (verdict.unseen, verdict.code, raw.last_scrape) {
+        let (source, target) = (Arc::new(source), Arc::new(target.clone()));
+        unseen.push(Unseen { source, target, port: raw.port, code, at });
     }
     let named = if own { answering.or(claimed) } else { claimed };
     Target {
@@ -245,6 +260,7 @@ fn unproven(code: Code, text: impl Into<String>) -> Verdictum {
         reason: "".into(),
         policy: "".into(),
         text: text.into(),
+        unseen: false,
     }
 }
 
@@ -298,11 +314,13 @@ fn excluded(
 fn from_flows(raw: &RawTarget, said: &[Said<'_>], case: &Case<'_>) -> Verdictum {
     let judgement = judge(said);
     let telling = |security: Option<Security>, verdict: Verdict| {
-        said.iter().find(|said| {
+        let telling = said.iter().filter(|said| {
             said.lane.verdict == verdict
                 && security.is_none_or(|security| said.lane.security == security)
                 && !said.counts.is_zero()
-        })
+        });
+        // The caller's proxy is told that it was refused, not by which policy.
+        telling.max_by_key(|said| !said.lane.policy.is_empty())
     };
     let lane = match judgement.state {
         State::Denied => telling(None, Verdict::Denied),
@@ -348,7 +366,7 @@ fn from_flows(raw: &RawTarget, said: &[Said<'_>], case: &Case<'_>) -> Verdictum 
         State::NodeLocal => (Proof::Plaintext, Some(Code::Loopback), "it was on no wire".into()),
         State::Idle => return without_flows(raw, &case),
     };
-    Verdictum { proof, code, reason, policy, text }
+    Verdictum { proof, code, reason, policy, text, unseen: false }
 }
 
 /// No proxy saw anything around the last scrape.
@@ -360,6 +378,7 @@ fn without_flows(raw: &RawTarget, case: &Case<'_>) -> Verdictum {
     match (up, past) {
         (true, true) => Verdictum {
             proof: Proof::Plaintext,
+            unseen: true,
             ..unproven(obstacle, "the scrape succeeded, and went past the mesh: no proxy saw it")
         },
         (true, false) => {

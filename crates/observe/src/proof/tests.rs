@@ -35,7 +35,7 @@ fn judged(world: &World, raws: Vec<RawTarget>, now: Millis) -> Vec<Target> {
         targets: Arc::new(raws),
         ..Scraper::default()
     };
-    prove(&scraper, &Facts { store: &world.store, directory: &world.directory, now })
+    prove(&scraper, &Facts { store: &world.store, directory: &world.directory, now }).0
 }
 
 fn code_of(target: &Target) -> Option<Code> {
@@ -224,6 +224,20 @@ fn a_denied_scrape_names_its_policy() {
     assert!(why.fix.contains("waypoint") && why.fix.contains("pod's own address"));
 }
 
+/// The caller's proxy reports the refusal too, without knowing by which policy.
+#[test]
+fn the_policy_is_named_whichever_proxy_reports_first() {
+    let mut world = world();
+    world.hear("n1", T0, &[scrape(Reporter::Source, PROM, CART).denied("")]);
+    world.hear("n2", T0, &[scrape(Reporter::Destination, PROM, CART).denied("shop/allow-nothing")]);
+    world.hear("n1", T0, &[scrape(Reporter::Source, PROM, CART).denied("")]);
+    let down = RawTarget { health: "down", ..raw() };
+    let target = judged(&world, vec![down], T0 + 5_000).remove(0);
+    assert!(target.why.unwrap().text.contains("shop/allow-nothing"));
+    let table = world.table(T0 + 5_000);
+    assert_eq!(&*table.rows[0].policy, "shop/allow-nothing");
+}
+
 /// Case D30: who scrapes the mesh itself?
 #[test]
 fn every_target_is_listed_with_a_proof_or_a_reason() {
@@ -293,7 +307,7 @@ fn without_the_pod_of_prometheus_nothing_is_proven() {
     world.both(T0, |reporter| scrape(reporter, PROM, CART));
     let scraper = Scraper { id: "http://x".into(), targets: Arc::new(vec![raw()]), ..Scraper::default() };
     let facts = Facts { store: &world.store, directory: &world.directory, now: T0 + 5_000 };
-    let target = prove(&scraper, &facts).remove(0);
+    let target = prove(&scraper, &facts).0.remove(0);
     assert_eq!((target.proof, code_of(&target)), (Proof::Unproven, Some(Code::ScraperUnknown)));
 }
 

@@ -106,7 +106,7 @@ fn a_clock_in_the_future_is_refused_and_named() {
     assert!(matches!(refused, Err(Refused::ClockAhead { ahead_ms: 60_000, .. })));
     assert!(store.is_empty());
     let window = crate::table::Window { seconds: 300, at: T0, live: true };
-    let table = crate::table::Table::of(&store, &directory, window, T0);
+    let table = crate::table::Table::of(&store, &directory, &[], window, T0);
     for proxy in &table.proxies {
         assert!(proxy.problems.iter().any(|problem| problem.contains("clock")), "{proxy:?}");
     }
