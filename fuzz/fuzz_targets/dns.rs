@@ -1,9 +1,3 @@
-//! Whatever a pod asks and whatever a name server answers: it is passed on as it is, it fits, and nothing panics.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|input: (Vec<u8>, Vec<u8>)| {
-    let (question, answer) = input;
-    proxy::exercise_dns(&question, &answer);
-});
+libfuzzer_sys::fuzz_target!(init: ambit_fuzz::begin("dns"), |input: &[u8]| (ambit_fuzz::named("dns").run)(input));

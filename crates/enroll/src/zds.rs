@@ -8,6 +8,7 @@
 //!
 //! The protocol is not extended in any way: a foreign proxy treats that as a fault.
 
+mod exercise;
 mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,9 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use wire::zds::WorkloadInfo;
+
+#[doc(hidden)]
+pub use exercise::exercise;
 
 /// How long one message may wait for its ack.
 pub const ACK_PATIENCE: Duration = Duration::from_secs(5);

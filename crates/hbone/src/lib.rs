@@ -14,6 +14,8 @@ mod settings;
 mod stream;
 pub mod tls;
 
+#[doc(hidden)]
+pub use connect::exercise as exercise_head;
 pub use client::{OpenError, Opened, Tunnel};
 pub use connect::{Baggage, Forwarded, Head, HeadError, TraceParent};
 pub use server::{Request, Responder, Server};

@@ -34,4 +34,8 @@ mod xds;
 pub use config::{Config, ConfigError, Dns, FlowTarget, Keepalive, Own, Ports, Remote, Root, Token};
 #[doc(hidden)]
 pub use dns::exercise as exercise_dns;
+#[doc(hidden)]
+pub use pods::exercise_zds;
+#[doc(hidden)]
+pub use xds::exercise as exercise_xds;
 pub use run::{RunError, run, run_with_log};

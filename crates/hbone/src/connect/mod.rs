@@ -5,6 +5,7 @@
 //! ([`HeadError`]), everything that only describes the sender is optional and ignored when malformed.
 
 mod baggage;
+mod exercise;
 mod forwarded;
 mod trace;
 
@@ -15,6 +16,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use mesh::Authority;
 
 pub use baggage::Baggage;
+#[doc(hidden)]
+pub use exercise::exercise;
 pub use forwarded::Forwarded;
 pub use trace::TraceParent;
 

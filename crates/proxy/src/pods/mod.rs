@@ -23,6 +23,7 @@ use crate::sockets::{ConnectError, Sockets};
 use connections::Connections;
 
 pub(crate) use listeners::{serve_own, start};
+pub use zds::exercise as exercise_zds;
 pub(crate) use manager::{Manager, PodState, Table, identities};
 
 /// How long a connection waits for its pod to be announced by the control plane.

@@ -1,9 +1,12 @@
 //! The node agent tells which pods to serve (reference/enrolment.md §5).
 //!
 //! Exactly one connection, exactly one answer a message. Whatever the agent sends, the process goes on: a message
-//! that breaks the protocol is answered with an error and the connection is made anew.
+//! that breaks the protocol is answered with an error and the connection is made anew. What a message means is decided
+//! in [`order`]; here it is carried out.
 
-use std::collections::BTreeSet;
+mod exercise;
+mod order;
+
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -11,11 +14,11 @@ use netns::NetNs;
 use netns::seqpacket::{RecvError, SeqPacket};
 use prost::Message;
 use tokio_util::sync::CancellationToken;
-use wire::zds::workload_request::Payload;
-use wire::zds::{Ack, AddWorkload, Version, WorkloadRequest, WorkloadResponse, ZdsHello, workload_response};
+use wire::zds::{Ack, Version, WorkloadResponse, ZdsHello, workload_response};
 
 use super::{Manager, PodInfo};
 use crate::ready::{Pending, Readiness};
+use order::{Order, Step};
 
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 /// Looking for a local socket costs nothing, and while nobody has found it no pod of this node can start.
@@ -42,7 +45,7 @@ pub(crate) async fn run(
         let session = async {
             match SeqPacket::connect(&path).await {
                 Ok(socket) => {
-                    let session = Session { socket, listed: Some(BTreeSet::new()) };
+                    let session = Session { socket, order: Order::default() };
                     let reason = session.run(manager, &mut pending).await;
                     tracing::warn!(reason, "the node agent's connection ended");
                     true
@@ -69,8 +72,7 @@ pub(crate) async fn run(
 
 struct Session {
     socket: SeqPacket,
-    /// Pods named by the snapshot so far; nothing once it is complete.
-    listed: Option<BTreeSet<String>>,
+    order: Order,
 }
 
 /// What became of a message.
@@ -143,64 +145,38 @@ impl Session {
         manager: &mut Manager,
         pending: &mut Option<Pending>,
     ) -> Handled {
-        let broken = |text: &str| Handled::Broken(format!("failure to process message : {text}"));
-        let payload = match WorkloadRequest::decode(bytes) {
-            Ok(request) => request.payload,
-            Err(error) => return Handled::Broken(format!("failure to read message : {error}")),
+        let step = match self.order.take(bytes, fd.is_some()) {
+            Ok(step) => step,
+            Err(error) => return Handled::Broken(error),
         };
-        if fd.is_some() != matches!(payload, Some(Payload::Add(_))) {
-            return Handled::Broken(
-                "failure to read message : add, and only add, carries a descriptor".into(),
-            );
-        }
-        match payload {
-            Some(Payload::Add(add)) => match fd {
-                Some(fd) => self.add(add, fd, manager),
-                None => broken("add without a network namespace"),
-            },
-            Some(Payload::Keep(keep)) => match &mut self.listed {
-                Some(listed) => {
-                    listed.insert(keep.uid);
-                    Handled::Done
-                }
-                None => broken("keep after the snapshot"),
-            },
-            Some(Payload::Del(del)) => {
-                if let Some(listed) = &mut self.listed {
-                    listed.remove(&del.uid);
-                }
-                manager.stop(&del.uid);
-                Handled::Done
+        match (step, fd) {
+            (Step::Add(uid, info), Some(fd)) => return add(&uid, info, fd, manager),
+            (Step::Add(..), None) => {
+                return Handled::Broken(
+                    "failure to process message : add without a network namespace".into(),
+                );
             }
-            Some(Payload::SnapshotSent(_)) => match self.listed.take() {
-                Some(listed) => {
-                    manager.reconcile(&listed);
-                    // One pod that cannot be served is reported; it does not make the node unready.
-                    *pending = None;
-                    Handled::Done
-                }
-                None => broken("the snapshot was complete before"),
-            },
-            None => Handled::Broken("failure to read message : it says nothing that is known here".into()),
+            (Step::Keep, _) => {}
+            (Step::Stop(uid), _) => manager.stop(&uid),
+            (Step::Complete(listed), _) => {
+                manager.reconcile(&listed);
+                // One pod that cannot be served is reported; it does not make the node unready.
+                *pending = None;
+            }
         }
-    }
-
-    fn add(&mut self, add: AddWorkload, fd: OwnedFd, manager: &mut Manager) -> Handled {
-        let Some(info) = add.workload_info else {
-            return Handled::Broken("failure to process message : add without workload_info".into());
-        };
-        if let Some(listed) = &mut self.listed {
-            listed.insert(add.uid.clone());
-        }
-        let netns = match NetNs::from_fd(fd) {
-            Ok(netns) => netns,
-            Err(error) => return Handled::Failed(format!("failure to start proxy : {error}")),
-        };
-        let info =
-            PodInfo { name: info.name, namespace: info.namespace, service_account: info.service_account };
-        match manager.add(&add.uid, info, netns) {
-            Ok(()) => Handled::Done,
-            Err(reason) => Handled::Failed(format!("failure to start proxy : {reason}")),
-        }
+        Handled::Done
     }
 }
+
+fn add(uid: &str, info: PodInfo, fd: OwnedFd, manager: &mut Manager) -> Handled {
+    let netns = match NetNs::from_fd(fd) {
+        Ok(netns) => netns,
+        Err(error) => return Handled::Failed(format!("failure to start proxy : {error}")),
+    };
+    match manager.add(uid, info, netns) {
+        Ok(()) => Handled::Done,
+        Err(reason) => Handled::Failed(format!("failure to start proxy : {reason}")),
+    }
+}
+
+pub use exercise::exercise;

@@ -1,5 +1,7 @@
 //! What the control plane has told: the view, the version of each resource, and whose certificates that needs.
 
+mod exercise;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -8,6 +10,8 @@ use prost::Message;
 use tokio::sync::watch;
 use wire::Address;
 use wire::xds::{DeltaDiscoveryResponse, Resource};
+
+pub use exercise::exercise;
 
 /// The owner of the view.
 pub(super) struct Known {

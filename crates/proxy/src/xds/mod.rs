@@ -24,6 +24,8 @@ use crate::ready::Pending;
 use crate::views::Views;
 use known::Known;
 
+pub use known::exercise;
+
 /// Istio's control plane refuses nothing smaller; a mesh of 100,000 workloads comes in one message.
 const MAX_MESSAGE: usize = 200 << 20;
 const FIRST_RETRY: Duration = Duration::from_millis(10);
