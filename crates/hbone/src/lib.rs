@@ -9,6 +9,7 @@
 pub mod client;
 pub mod connect;
 mod keepalive;
+pub mod secured;
 pub mod server;
 mod settings;
 mod stream;

@@ -7,7 +7,7 @@
 mod credential;
 mod fault;
 mod rules;
-mod verify;
+pub(crate) mod verify;
 
 use std::sync::{Arc, LazyLock};
 
@@ -87,6 +87,8 @@ pub fn client_config(
         .with_client_cert_resolver(credential.resolver());
     config.alpn_protocols = vec![crate::ALPN.to_vec()];
     config.enable_sni = false;
+    // Records are sealed where the data path has put them (see `secured`).
+    config.enable_secret_extraction = true;
     config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))
 }
@@ -106,6 +108,7 @@ pub fn server_config(credential: &Credential, rules: &Rules) -> Result<Arc<Serve
         config.alpn_protocols = vec![crate::ALPN.to_vec()];
         // Every tunnel proves its identities anew.
         config.send_tls13_tickets = 0;
+        config.enable_secret_extraction = true;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         Ok(Arc::new(config))
     })

@@ -167,15 +167,18 @@ impl HandshakeError {
         Self::Configuration(error.to_string())
     }
 
+    pub(crate) fn from_tls(peer: SocketAddr, error: &rustls::Error) -> Self {
+        match error {
+            rustls::Error::InvalidCertificate(error) => Self::Peer { peer, fault: PeerFault::of(error) },
+            rustls::Error::NoCertificatesPresented => Self::Peer { peer, fault: PeerFault::NoCertificate },
+            error => Self::Tls { peer, reason: error.to_string() },
+        }
+    }
+
     pub(crate) fn from_io(peer: SocketAddr, error: io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(rustls::Error::InvalidCertificate(error)) => {
-                Self::Peer { peer, fault: PeerFault::of(error) }
-            }
-            Some(rustls::Error::NoCertificatesPresented) => {
-                Self::Peer { peer, fault: PeerFault::NoCertificate }
-            }
-            _ => Self::Tls { peer, reason: error.to_string() },
+            Some(error) => Self::from_tls(peer, error),
+            None => Self::Tls { peer, reason: error.to_string() },
         }
     }
 

@@ -111,7 +111,7 @@ impl ServerCertVerifier for ServerIdentity {
 
 /// The server's check of a client.
 #[derive(Debug)]
-pub(super) struct ClientIdentity {
+pub(crate) struct ClientIdentity {
     chain: Arc<dyn ClientCertVerifier>,
     roots: Arc<RootCertStore>,
     trust_domain: String,
@@ -119,7 +119,7 @@ pub(super) struct ClientIdentity {
 }
 
 impl ClientIdentity {
-    pub(super) fn new(
+    pub(crate) fn new(
         roots: Arc<RootCertStore>,
         trust_domain: &str,
         rules: &Rules,
