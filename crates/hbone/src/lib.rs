@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod connect;
+pub mod h2;
 mod keepalive;
 pub mod secured;
 pub mod server;

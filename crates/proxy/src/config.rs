@@ -71,8 +71,10 @@ pub struct Config {
     pub response_baggage: bool,
     /// How long running connections may go on after SIGTERM.
     pub termination_deadline: Duration,
-    /// Worker threads.
+    /// Worker threads (`ZTUNNEL_WORKER_THREADS`).
     pub workers: usize,
+    /// How long a worker that has little to do looks for more before it sleeps (`BUSY_SPIN`); zero: not at all.
+    pub busy_spin: Duration,
     /// Names.
     pub dns: Dns,
     /// Trust domain of this proxy's own identity (`TRUST_DOMAIN`).

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::certs::Certs;
 use crate::config::Config;
 use crate::dns::Dns;
+use crate::engine::Workers;
 use crate::flows::Flows;
 use crate::hostnames::Hostnames;
 use crate::pods::Table;
@@ -29,6 +30,7 @@ pub(crate) struct Context {
     pub(crate) pods_changed: watch::Sender<u64>,
     pub(crate) drain: CancellationToken,
     pub(crate) stats: Stats,
+    pub(crate) workers: Arc<Workers>,
 }
 
 /// Counters of the proxy's own life.

@@ -12,6 +12,7 @@ mod config;
 mod context;
 mod copy;
 mod dns;
+mod engine;
 mod failure;
 mod flows;
 mod grpc;

@@ -6,32 +6,32 @@
 mod dial;
 mod judge;
 
+use std::io::Write;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::rc::Rc;
 
-use hbone::{Baggage, Request, Server};
+use hbone::{Baggage, secured};
 use mesh::{
     Call, Connection, Decision, Identity, MESH_PORTS, NetworkAddress, Refusal, Resolved, Workload, arrive,
     decide,
 };
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use socket2::SockRef;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
-use crate::copy::{self, Tcp};
+use crate::engine::{Request, Role, Tunnel};
 use crate::failure::Failure;
 use crate::flows::{Opening, Reporter};
-use crate::pods::Pod;
+use crate::pods::Home;
 use crate::pods::connections::Row;
-use crate::sockets::{canonical, original_destination, reset_on_close};
+use crate::sockets::{Held, local_address, original_destination};
 use crate::{outdated, proxy_protocol};
 use dial::{in_plaintext, through_tunnel};
 use judge::{called_service, finish, permit, until_revoked};
 
 /// A connection taken from one of a pod's listeners.
 pub(crate) struct Accepted {
-    pub(crate) stream: TcpStream,
+    pub(crate) socket: Held,
     pub(crate) peer: SocketAddr,
     /// Whether the application may be called from the peer's address.
     pub(crate) transparent: bool,
@@ -40,14 +40,12 @@ pub(crate) struct Accepted {
 // ---------------------------------------------------------------------------------------------------- outbound
 
 /// An application of the pod calls somebody.
-pub(crate) async fn outbound(context: &Context, pod: &Pod, accepted: Accepted) {
-    let Accepted { stream, peer, .. } = accepted;
-    let refuse = |dst, failure: &Failure| {
-        context.flows.refused(Reporter::Source, peer, dst, failure);
-        reset_on_close(&stream);
-    };
+pub(crate) async fn outbound(home: &Home, accepted: Accepted) {
+    let Home { context, pod, .. } = home;
+    let Accepted { socket, peer, .. } = accepted;
+    let refuse = |dst, failure: &Failure| context.flows.refused(Reporter::Source, peer, dst, failure);
     // identify
-    let destination = match original_destination(&stream) {
+    let destination = match original_destination(&socket) {
         Ok(destination) => destination,
         Err(error) => return refuse(None, &Failure::OriginalDestination(error)),
     };
@@ -63,7 +61,7 @@ pub(crate) async fn outbound(context: &Context, pod: &Pod, accepted: Accepted) {
     let Some(opening) = Opening::outbound(&source, peer, &decision) else {
         return refuse(Some(destination), &why_not(decision));
     };
-    let flow = context.flows.open(opening);
+    let flow = Rc::new(context.flows.open(opening));
     // dial, copy
     let row = |actual, protocol| {
         let original = Some(destination.to_string());
@@ -72,17 +70,17 @@ pub(crate) async fn outbound(context: &Context, pod: &Pod, accepted: Accepted) {
     let result = match &decision {
         Decision::Tunnel(route) => {
             let _listed = row(route.hop, "HBONE");
-            through_tunnel(context, pod, &source, route, peer, &stream, &flow).await
+            through_tunnel(home, &source, route, peer, socket, &flow).await
         }
         Decision::Passthrough { to, .. } => {
             let _listed = row(*to, "TCP");
             let outdated = outdated::tunnelled(&context.views, &source, destination);
-            in_plaintext(pod, *to, &stream, &flow, outdated).await
+            in_plaintext(home, *to, socket, &flow, outdated).await
         }
         Decision::Refuse(_) | Decision::Resolve { .. } => return,
     };
     // account
-    finish(flow, &stream, result);
+    finish(&flow, result);
 }
 
 /// Decides, and looks up what is missing for a decision.
@@ -115,39 +113,32 @@ fn why_not(decision: Decision) -> Failure {
 // ---------------------------------------------------------------------------------------------------- inbound
 
 /// Another proxy brings connections for the pod.
-pub(crate) async fn inbound_tunnel(context: &Arc<Context>, pod: &Arc<Pod>, accepted: Accepted) {
-    let Accepted { stream, peer, transparent } = accepted;
-    let local = stream.local_addr().map(canonical).ok();
-    let made = async {
-        let workload = pod.workload(context).await?;
-        let credential = context.certs.get(&workload.identity).await?;
-        Ok::<_, Failure>(Server::handshake(stream, peer, &credential, &context.settings).await?)
+pub(crate) async fn inbound_tunnel(home: &Rc<Home>, accepted: Accepted) {
+    let Home { context, pod, .. } = &**home;
+    let Accepted { socket, peer, transparent } = accepted;
+    let local = local_address(&SockRef::from(&socket)).ok();
+    let tunnel = match welcome(home, socket, peer).await {
+        Ok(tunnel) => tunnel,
+        Err(failure) => return context.flows.refused(Reporter::Destination, peer, local, &failure),
     };
-    let (mut tunnel, local) = match (made.await, local) {
-        (Ok(tunnel), Some(local)) => (tunnel, local),
-        (Err(failure), local) => return context.flows.refused(Reporter::Destination, peer, local, &failure),
-        (Ok(_), None) => return,
-    };
+    let Some(local) = local else { return };
     let identity = tunnel.identity().clone();
-    let client = Arc::new(Client { identity, peer, local, transparent, revoked: CancellationToken::new() });
+    let client = Rc::new(Client { identity, peer, local, transparent, revoked: CancellationToken::new() });
     let mut draining = false;
     let mut revocations = context.settings.rules.revocations.changes();
     loop {
         tokio::select! {
+            biased;
             request = tunnel.next() => {
                 let Some(request) = request else { return };
-                let (context, pod, client) = (context.clone(), pod.clone(), client.clone());
-                let task = pod.clone();
-                task.tasks.spawn(async move {
-                    let stop = pod.stop.clone();
-                    let _ = stop.run_until_cancelled(inbound_stream(&context, &pod, &client, request)).await;
-                });
+                let (here, client) = (home.clone(), client.clone());
+                home.spawn(async move { inbound_stream(&here, &client, request).await });
             }
             Ok(()) = revocations.changed() => {
                 if tunnel.is_revoked() {
                     tracing::warn!(%peer, identity = %client.identity, "certificate revoked, tunnel cut");
                     client.revoked.cancel();
-                    return;
+                    return tunnel.cut();
                 }
             }
             () = pod.drain.cancelled(), if !draining => {
@@ -156,6 +147,21 @@ pub(crate) async fn inbound_tunnel(context: &Arc<Context>, pod: &Arc<Pod>, accep
             }
         }
     }
+}
+
+/// Makes a tunnel of a connection of another proxy. The handshake's arithmetic is done beside the data path.
+async fn welcome(home: &Home, socket: Held, peer: SocketAddr) -> Result<Tunnel, Failure> {
+    let Home { context, pod, worker, .. } = home;
+    let workload = pod.workload(context).await?;
+    let credential = context.certs.get(&workload.identity).await?;
+    let settings = context.settings.clone();
+    let handshake = tokio::runtime::Handle::current().spawn(async move {
+        let mut stream = tokio::net::TcpStream::from_std(socket.take()?.into())?;
+        let secured = secured::server(&mut stream, peer, &credential, &settings).await;
+        std::io::Result::Ok((stream.into_std()?, secured))
+    });
+    let (stream, secured) = handshake.await.map_err(|_| Failure::Abandoned)?.map_err(Failure::Copy)?;
+    worker.adopt(stream.into(), secured?, peer, Role::Server, &context.settings).map_err(Failure::Copy)
 }
 
 /// The client's end of a tunnel.
@@ -168,8 +174,9 @@ struct Client {
     revoked: CancellationToken,
 }
 
-async fn inbound_stream(context: &Context, pod: &Pod, client: &Client, request: Request) {
-    let Request { head, mut responder } = request;
+async fn inbound_stream(home: &Home, client: &Client, request: Request) {
+    let Home { context, pod, worker, .. } = home;
+    let Request { head, responder } = request;
     // identify
     let known = async {
         let head = head?;
@@ -190,7 +197,7 @@ async fn inbound_stream(context: &Context, pod: &Pod, client: &Client, request: 
     let service = called_service(&view, &workload, head.forwarded.as_ref());
     let network = head.network.as_deref().unwrap_or(&context.config.network);
     let source = view.workload_by_address(&NetworkAddress::new(network, client.peer.ip()));
-    let flow = context.flows.open(Opening::inbound(
+    let flow = Rc::new(context.flows.open(Opening::inbound(
         &workload,
         service.map(|service| &**service),
         source.map(|source| &**source),
@@ -199,7 +206,7 @@ async fn inbound_stream(context: &Context, pod: &Pod, client: &Client, request: 
         client.peer,
         client.local,
         Some(head.authority.clone()),
-    ));
+    )));
     // authorize; listed first, so that no change of policy slips through in between
     let connection = Connection {
         identity: Some(client.identity.clone()),
@@ -214,14 +221,16 @@ async fn inbound_stream(context: &Context, pod: &Pod, client: &Client, request: 
         permit(context, pod, &connection).await?;
         // What is reached on loopback is reached from loopback.
         let from = (client.transparent && arrival.dial == arrival.target).then(|| client.peer.ip());
-        let mut application = pod.sockets.connect(arrival.dial, from).await.map_err(Failure::Connect)?;
+        let application = pod.sockets.connect_on(worker, arrival.dial, from).await;
+        let application = application.map_err(Failure::Connect)?;
         if let Some(asked) = arrival.proxy_header {
             let header = proxy_protocol::header(client.peer, asked, Some(&client.identity));
-            application.write_all(&header).await.map_err(Failure::Copy)?;
+            (&*SockRef::from(&application)).write_all(&header).map_err(Failure::Copy)?;
         }
         Ok::<_, Failure>(application)
     };
     let dialled = tokio::select! {
+        biased;
         dialled = dial => dialled,
         () = responder.abandoned() => return flow.close(Err(&Failure::Abandoned)),
     };
@@ -234,28 +243,26 @@ async fn inbound_stream(context: &Context, pod: &Pod, client: &Client, request: 
     };
     // copy
     let baggage = context.config.response_baggage.then(|| Baggage::of(&workload));
-    let result = match responder.accept(baggage.as_ref()) {
-        Ok(mut stream) => {
-            flow.established(None);
-            let mut end = Tcp::new(&application);
-            let copy = copy::both_ways(&mut stream, &mut end, &flow);
+    let stream = responder.accept(baggage.as_ref());
+    flow.established(None);
+    let result = match application.take() {
+        Ok(application) => {
+            let copy = stream.carry(application, flow.clone());
             until_revoked(&mut listed, &client.revoked, client.peer, copy).await
         }
-        Err(_) => Err(Failure::Abandoned),
+        Err(error) => Err(Failure::Copy(error)),
     };
     // account
-    finish(flow, &application, result);
+    finish(&flow, result);
 }
 
 /// Somebody without the mesh calls an application of the pod.
-pub(crate) async fn inbound_plaintext(context: &Context, pod: &Pod, accepted: Accepted) {
-    let Accepted { stream, peer, transparent } = accepted;
-    let refuse = |dst, failure: &Failure| {
-        context.flows.refused(Reporter::Destination, peer, dst, failure);
-        reset_on_close(&stream);
-    };
+pub(crate) async fn inbound_plaintext(home: &Home, accepted: Accepted) {
+    let Home { context, pod, worker, .. } = home;
+    let Accepted { socket, peer, transparent } = accepted;
+    let refuse = |dst, failure: &Failure| context.flows.refused(Reporter::Destination, peer, dst, failure);
     // identify
-    let target = match original_destination(&stream) {
+    let target = match original_destination(&socket) {
         Ok(target) => target,
         Err(error) => return refuse(None, &Failure::OriginalDestination(error)),
     };
@@ -269,7 +276,8 @@ pub(crate) async fn inbound_plaintext(context: &Context, pod: &Pod, accepted: Ac
     let view = context.views.load();
     let source = view.workload_by_address(&NetworkAddress::new(workload.network.clone(), peer.ip()));
     let source = source.map(|source| &**source);
-    let flow = context.flows.open(Opening::inbound(&workload, None, source, None, None, peer, target, None));
+    let opening = Opening::inbound(&workload, None, source, None, None, peer, target, None);
+    let flow = Rc::new(context.flows.open(opening));
     // authorize
     let connection = Connection { identity: None, source_ip: peer.ip(), destination: target };
     let row = Row { src: peer, original: None, actual: target, protocol: "TCP" };
@@ -279,12 +287,15 @@ pub(crate) async fn inbound_plaintext(context: &Context, pod: &Pod, accepted: Ac
         Ok(()) => {
             let from = transparent.then(|| peer.ip());
             let carry = async {
-                let application = pod.sockets.connect(target, from).await.map_err(Failure::Connect)?;
+                let application = pod.sockets.connect_on(worker, target, from).await;
+                let application = application.map_err(Failure::Connect)?;
                 flow.established(None);
-                let copy = copy::both_ways(&mut Tcp::new(&stream), &mut Tcp::new(&application), &flow).await;
-                copy.map_err(Failure::Copy)
+                let ends = (socket.take().map_err(Failure::Copy)?, application.take().map_err(Failure::Copy)?);
+                let joined = worker.join(ends.0, ends.1, flow.clone()).map_err(Failure::Copy)?;
+                joined.ended().await.map_err(Failure::Copy)
             };
             tokio::select! {
+                biased;
                 result = carry => result,
                 verdict = listed.revoked() => Err(Failure::PolicyChange(verdict)),
             }
@@ -292,5 +303,5 @@ pub(crate) async fn inbound_plaintext(context: &Context, pod: &Pod, accepted: Ac
         Err(failure) => Err(failure),
     };
     // account
-    finish(flow, &stream, result);
+    finish(&flow, result);
 }

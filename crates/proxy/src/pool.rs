@@ -4,16 +4,17 @@
 //! cold key wait for a single handshake; once the peer's limit of streams is known, as many tunnels are added as the
 //! waiting calls need. Dialling happens in tasks of its own, so a slow or dead hop delays its own callers only.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hbone::{HandshakeError, Tunnel};
+use hbone::HandshakeError;
 use mesh::{Identity, ResponseFlag};
-use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -83,71 +84,107 @@ impl PoolError {
     }
 }
 
+/// What can be kept.
+pub(crate) trait Tunnel: Clone + 'static {
+    /// Streams that the peer allows at once, at this moment.
+    fn max_streams(&self) -> usize;
+    fn is_closed(&self) -> bool;
+    /// Waits until it is gone.
+    fn closed(&self) -> impl Future<Output = ()> + 'static;
+    /// Whether the peer's certificate has been revoked since.
+    fn is_revoked(&self) -> bool;
+    /// Ends it and all its streams at once.
+    fn cut(&self);
+    fn identity(&self) -> &Identity;
+    fn peer(&self) -> SocketAddr;
+}
+
 /// The tunnels of one pod. Clones share them.
-#[derive(Clone)]
-pub(crate) struct Pool(Arc<Inner>);
+pub(crate) struct Pool<T: Tunnel>(Rc<Inner<T>>);
 
-/// Makes a new tunnel. Bounded in time.
-pub(crate) type Dial =
-    Box<dyn Fn(Arc<Key>) -> Pin<Box<dyn Future<Output = Result<Tunnel, PoolError>> + Send>> + Send + Sync>;
+impl<T: Tunnel> Clone for Pool<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
 
-struct Inner {
-    dial: Dial,
+/// Work that goes on by itself, on this thread.
+pub(crate) type Work = Pin<Box<dyn Future<Output = ()>>>;
+
+type Dialling<T> = Pin<Box<dyn Future<Output = Result<T, PoolError>>>>;
+
+/// How tunnels are made, and who does it. Bounded in time.
+pub(crate) struct Dialler<T> {
+    pub(crate) dial: Box<dyn Fn(Rc<Key>) -> Dialling<T>>,
+    pub(crate) spawn: Box<dyn Fn(Work)>,
+}
+
+struct Inner<T: Tunnel> {
+    dialler: Dialler<T>,
     max_streams: usize,
     idle: Duration,
     stop: CancellationToken,
-    slots: Mutex<Slots>,
+    slots: RefCell<Slots<T>>,
 }
 
-#[derive(Default)]
-struct Slots {
-    by_key: HashMap<Arc<Key>, Slot>,
+struct Slots<T: Tunnel> {
+    by_key: HashMap<Rc<Key>, Slot<T>>,
     next_id: u64,
 }
 
-#[derive(Default)]
-struct Slot {
-    tunnels: Vec<Entry>,
-    waiting: VecDeque<oneshot::Sender<Result<Lease, PoolError>>>,
+struct Slot<T: Tunnel> {
+    tunnels: Vec<Entry<T>>,
+    waiting: VecDeque<oneshot::Sender<Result<Lease<T>, PoolError>>>,
     dialing: usize,
     /// Streams that the peer allowed last.
     learned: Option<usize>,
 }
 
-struct Entry {
+impl<T: Tunnel> Default for Slot<T> {
+    fn default() -> Self {
+        Self { tunnels: Vec::new(), waiting: VecDeque::new(), dialing: 0, learned: None }
+    }
+}
+
+struct Entry<T> {
     id: u64,
-    tunnel: Tunnel,
+    tunnel: T,
     streams: usize,
     idle_since: Instant,
 }
 
 /// The right to one stream in a tunnel; gives it back when dropped.
-pub(crate) struct Lease {
-    inner: Arc<Inner>,
-    key: Arc<Key>,
+pub(crate) struct Lease<T: Tunnel> {
+    inner: Rc<Inner<T>>,
+    key: Rc<Key>,
     id: u64,
-    pub(crate) tunnel: Tunnel,
+    pub(crate) tunnel: T,
 }
 
 /// What is to be done once the lock is released: leases handed out under it would lock again when refused.
-#[derive(Default)]
-struct Outcome {
-    grants: Vec<(oneshot::Sender<Result<Lease, PoolError>>, Lease)>,
+struct Outcome<T: Tunnel> {
+    grants: Vec<(oneshot::Sender<Result<Lease<T>, PoolError>>, Lease<T>)>,
     dials: usize,
 }
 
-impl Pool {
-    pub(crate) fn new(dial: Dial, max_streams: usize, idle: Duration, stop: CancellationToken) -> Self {
-        Self(Arc::new(Inner { dial, max_streams, idle, stop, slots: Mutex::default() }))
+impl<T: Tunnel> Pool<T> {
+    pub(crate) fn new(
+        dialler: Dialler<T>,
+        max_streams: usize,
+        idle: Duration,
+        stop: CancellationToken,
+    ) -> Self {
+        let slots = RefCell::new(Slots { by_key: HashMap::new(), next_id: 0 });
+        Self(Rc::new(Inner { dialler, max_streams, idle, stop, slots }))
     }
 
     /// A stream's place in a tunnel, new or kept.
-    pub(crate) async fn acquire(&self, key: Key) -> Result<Lease, PoolError> {
+    pub(crate) async fn acquire(&self, key: Key) -> Result<Lease<T>, PoolError> {
         let inner = &self.0;
         let hop = key.hop;
-        let key = Arc::new(key);
+        let key = Rc::new(key);
         let answer = {
-            let mut slots = inner.slots.lock();
+            let mut slots = inner.slots.borrow_mut();
             let key = match slots.by_key.get_key_value(&key) {
                 Some((known, _)) => known.clone(),
                 None => key,
@@ -173,7 +210,7 @@ impl Pool {
     /// Lets go of tunnels that have been unused for long, as of `now`.
     pub(crate) fn sweep(&self, now: Instant) {
         let mut closing = Vec::new();
-        let mut slots = self.0.slots.lock();
+        let mut slots = self.0.slots.borrow_mut();
         slots.by_key.retain(|_, slot| {
             let mut kept = 0;
             slot.tunnels.sort_by_key(|entry| std::cmp::Reverse(entry.streams));
@@ -196,8 +233,8 @@ impl Pool {
 
     /// Cuts tunnels whose peer's certificate has been revoked.
     pub(crate) fn cut_revoked(&self) {
-        let tunnels: Vec<Tunnel> = {
-            let slots = self.0.slots.lock();
+        let tunnels: Vec<T> = {
+            let slots = self.0.slots.borrow_mut();
             slots.by_key.values().flat_map(|slot| &slot.tunnels).map(|entry| entry.tunnel.clone()).collect()
         };
         for tunnel in tunnels.iter().filter(|tunnel| tunnel.is_revoked()) {
@@ -209,33 +246,33 @@ impl Pool {
     /// Tunnels that exist.
     #[cfg(test)]
     pub(crate) fn tunnels(&self) -> usize {
-        self.0.slots.lock().by_key.values().map(|slot| slot.tunnels.len()).sum()
+        self.0.slots.borrow_mut().by_key.values().map(|slot| slot.tunnels.len()).sum()
     }
 
     /// Lets go of everything.
     pub(crate) fn clear(&self) {
-        let slots = std::mem::take(&mut self.0.slots.lock().by_key);
+        let slots = std::mem::take(&mut self.0.slots.borrow_mut().by_key);
         drop(slots);
     }
 }
 
-impl Slot {
-    fn limit(entry: &Entry, max_streams: usize) -> usize {
+impl<T: Tunnel> Slot<T> {
+    fn limit(entry: &Entry<T>, max_streams: usize) -> usize {
         entry.tunnel.max_streams().min(max_streams)
     }
 
     /// The fullest tunnel that has room, so that others can run empty.
-    fn lease(&mut self, inner: &Arc<Inner>, key: &Arc<Key>) -> Option<Lease> {
+    fn lease(&mut self, inner: &Rc<Inner<T>>, key: &Rc<Key>) -> Option<Lease<T>> {
         self.tunnels.retain(|entry| !entry.tunnel.is_closed());
-        let room = |entry: &&mut Entry| entry.streams < Self::limit(entry, inner.max_streams);
+        let room = |entry: &&mut Entry<T>| entry.streams < Self::limit(entry, inner.max_streams);
         let entry = self.tunnels.iter_mut().filter(room).max_by_key(|entry| entry.streams)?;
         entry.streams += 1;
         Some(Lease { inner: inner.clone(), key: key.clone(), id: entry.id, tunnel: entry.tunnel.clone() })
     }
 
     /// Hands places to those who wait.
-    fn dispatch(&mut self, inner: &Arc<Inner>, key: &Arc<Key>) -> Outcome {
-        let mut outcome = Outcome::default();
+    fn dispatch(&mut self, inner: &Rc<Inner<T>>, key: &Rc<Key>) -> Outcome<T> {
+        let mut outcome = Outcome { grants: Vec::new(), dials: 0 };
         while let Some(waiter) = self.waiting.pop_front() {
             if waiter.is_closed() {
                 continue;
@@ -264,21 +301,21 @@ impl Slot {
     }
 }
 
-impl Inner {
-    fn add_tunnels(self: &Arc<Self>, key: &Arc<Key>, count: usize) {
+impl<T: Tunnel> Inner<T> {
+    fn add_tunnels(self: &Rc<Self>, key: &Rc<Key>, count: usize) {
         for _ in 0..count {
             let (inner, key) = (self.clone(), key.clone());
-            tokio::spawn(async move {
+            (self.dialler.spawn)(Box::pin(async move {
                 let stop = inner.stop.clone();
                 // A removed pod needs no more tunnels.
                 let _ = stop.run_until_cancelled(inner.keep_one(key)).await;
-            });
+            }));
         }
     }
 
     /// Dials one tunnel and stays with it until it is gone.
-    async fn keep_one(self: Arc<Self>, key: Arc<Key>) {
-        match (self.dial)(key.clone()).await {
+    async fn keep_one(self: Rc<Self>, key: Rc<Key>) {
+        match (self.dialler.dial)(key.clone()).await {
             Ok(tunnel) => {
                 let closed = tunnel.closed();
                 let id = self.add(&key, tunnel);
@@ -289,8 +326,8 @@ impl Inner {
         }
     }
 
-    fn add(self: &Arc<Self>, key: &Arc<Key>, tunnel: Tunnel) -> u64 {
-        let mut slots = self.slots.lock();
+    fn add(self: &Rc<Self>, key: &Rc<Key>, tunnel: T) -> u64 {
+        let mut slots = self.slots.borrow_mut();
         slots.next_id += 1;
         let id = slots.next_id;
         let slot = slots.by_key.entry(key.clone()).or_default();
@@ -308,8 +345,8 @@ impl Inner {
         id
     }
 
-    fn failed(self: &Arc<Self>, key: &Arc<Key>, error: &PoolError) {
-        let mut slots = self.slots.lock();
+    fn failed(self: &Rc<Self>, key: &Rc<Key>, error: &PoolError) {
+        let mut slots = self.slots.borrow_mut();
         let Some(slot) = slots.by_key.get_mut(key) else { return };
         slot.dialing = slot.dialing.saturating_sub(1);
         // As long as another dial is under way there is hope.
@@ -323,7 +360,7 @@ impl Inner {
         }
     }
 
-    fn carry_out(self: &Arc<Self>, key: &Arc<Key>, outcome: Outcome) {
+    fn carry_out(self: &Rc<Self>, key: &Rc<Key>, outcome: Outcome<T>) {
         for (waiter, lease) in outcome.grants {
             // Who no longer waits leaves the lease behind, and its drop passes it on.
             let _ = waiter.send(Ok(lease));
@@ -331,8 +368,8 @@ impl Inner {
         self.add_tunnels(key, outcome.dials);
     }
 
-    fn release(self: &Arc<Self>, key: &Arc<Key>, id: u64) {
-        let mut slots = self.slots.lock();
+    fn release(self: &Rc<Self>, key: &Rc<Key>, id: u64) {
+        let mut slots = self.slots.borrow_mut();
         let Some(slot) = slots.by_key.get_mut(key) else { return };
         if let Some(entry) = slot.tunnels.iter_mut().find(|entry| entry.id == id) {
             entry.streams = entry.streams.saturating_sub(1);
@@ -346,8 +383,8 @@ impl Inner {
         self.carry_out(key, outcome);
     }
 
-    fn remove(self: &Arc<Self>, key: &Arc<Key>, id: u64) {
-        let mut slots = self.slots.lock();
+    fn remove(self: &Rc<Self>, key: &Rc<Key>, id: u64) {
+        let mut slots = self.slots.borrow_mut();
         let Some(slot) = slots.by_key.get_mut(key) else { return };
         slot.tunnels.retain(|entry| entry.id != id);
         let outcome = slot.dispatch(self, key);
@@ -359,14 +396,14 @@ impl Inner {
     }
 }
 
-impl Lease {
+impl<T: Tunnel> Lease<T> {
     /// The tunnel takes no more streams: nobody shall be sent there again.
     pub(crate) fn retire(self) {
         self.inner.remove(&self.key, self.id);
     }
 }
 
-impl Drop for Lease {
+impl<T: Tunnel> Drop for Lease<T> {
     fn drop(&mut self) {
         self.inner.release(&self.key, self.id);
     }

@@ -13,6 +13,7 @@ use crate::certs::Certs;
 use crate::config::{Config, Own};
 use crate::context::{Context, Stats};
 use crate::dns::Dns;
+use crate::engine::{Tuning, Workers};
 use crate::flows::Flows;
 use crate::hostnames::Hostnames;
 use crate::http::{Listeners, Shown};
@@ -38,6 +39,9 @@ pub enum RunError {
     /// A privilege is missing.
     #[error("cannot serve pods: {0}; the capabilities SYS_ADMIN, NET_ADMIN and NET_RAW are needed")]
     Privileges(String),
+    /// The threads that carry bytes.
+    #[error("cannot start workers: {0}")]
+    Workers(#[source] std::io::Error),
     /// Without them revoked certificates would be trusted.
     #[error("CRL_PATH: {0}")]
     Revocations(String),
@@ -74,8 +78,11 @@ pub async fn run_with_log(
     let first_snapshot = readiness.pending(zds::TASK);
     let drain = CancellationToken::new();
     let reports = config.flows.as_ref().map(|_| Reports::new());
+    let settings = config.tunnel_settings();
+    let workers = Workers::start(config.workers, Tuning { tick: tick(&settings), spin: config.busy_spin });
+    let workers = workers.map_err(RunError::Workers)?;
     let context = Arc::new(Context {
-        settings: config.tunnel_settings(),
+        settings,
         views: Views::default(),
         certs: Certs::new(&config),
         flows: Arc::new(match &reports {
@@ -89,6 +96,7 @@ pub async fn run_with_log(
         pods_changed: watch::Sender::new(0),
         drain: drain.clone(),
         stats: Stats::default(),
+        workers: workers.clone(),
         config,
     });
     let crl = context.config.crl.clone();
@@ -153,7 +161,14 @@ pub async fn run_with_log(
         reports.finish().await;
     }
     background.cancel();
+    workers.stop();
     Ok(())
+}
+
+/// How often tunnels are looked after: well within the shortest of their limits.
+fn tick(settings: &hbone::Settings) -> Duration {
+    let shortest = settings.ping_interval.min(settings.ping_timeout).min(settings.answer_timeout);
+    (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
 }
 
 async fn wait_for_state(views: &Views, readiness: &Readiness, drain: &CancellationToken) {

@@ -8,17 +8,21 @@ mod dns;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use netns::NetNs;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::config::{Config, Keepalive};
+use crate::engine::Loop;
 
 /// How long a TCP connection may take to be established.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const BACKLOG: i32 = 1024;
+/// Inside a pod nothing is gained by pacing, and much is lost (docs/performance.md).
+const LOCAL_CONGESTION: &[u8] = b"cubic";
 
 /// Where and how sockets are made: in a pod's namespace with its mark, or in our own.
 #[derive(Clone, Debug)]
@@ -31,9 +35,9 @@ pub(crate) struct Sockets {
     keepalive: Keepalive,
 }
 
-/// A listener, and whether it can pass on the addresses of clients.
+/// A listener, whose connections inherit its options, and whether it can pass on the addresses of clients.
 pub(crate) struct Listener {
-    pub(crate) tcp: TcpListener,
+    pub(crate) socket: Socket,
     pub(crate) transparent: bool,
 }
 
@@ -72,8 +76,8 @@ impl Sockets {
         }
     }
 
-    /// Listens on all addresses.
-    pub(crate) fn listen(&self, port: u16) -> io::Result<Listener> {
+    /// Listens on all addresses. `local`: those who connect live in the same namespace.
+    pub(crate) fn listen(&self, port: u16, local: bool) -> io::Result<Listener> {
         let (socket, transparent) = self.enter(|| {
             if self.ipv6 {
                 // A namespace without IPv6 is served on IPv4 alone.
@@ -85,7 +89,11 @@ impl Sockets {
             }
             self.bind(Domain::IPV4, SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
         })?;
-        Ok(Listener { tcp: TcpListener::from_std(socket.into())?, transparent })
+        self.tune(&socket, port != mesh::HBONE_PORT);
+        if local {
+            let _ = socket.set_tcp_congestion(LOCAL_CONGESTION);
+        }
+        Ok(Listener { socket, transparent })
     }
 
     fn bind(&self, domain: Domain, address: SocketAddr) -> io::Result<(Socket, bool)> {
@@ -122,13 +130,41 @@ impl Sockets {
         Ok(socket)
     }
 
-    /// Connects to `to`; with `from`, as if from that address.
-    pub(crate) async fn connect(
+    /// Connects to `to`.
+    pub(crate) async fn connect(&self, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+        let failed = |error| ConnectError::Failed { to, error };
+        let socket = TcpSocket::from_std_stream(self.outgoing(to, None).map_err(failed)?.into());
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(to)).await;
+        connected.map_err(|_| ConnectError::Timeout { to })?.map_err(failed)
+    }
+
+    /// Connects to `to` on a worker; with `from`, as if from that address.
+    pub(crate) async fn connect_on(
         &self,
+        worker: &Loop,
         to: SocketAddr,
         from: Option<IpAddr>,
-    ) -> Result<TcpStream, ConnectError> {
+    ) -> Result<Held, ConnectError> {
         let failed = |error| ConnectError::Failed { to, error };
+        let socket = self.outgoing(to, from).map_err(failed)?;
+        let _ = socket.set_tcp_congestion(LOCAL_CONGESTION);
+        match socket.connect(&to.into()) {
+            // Within a pod that is all there is to it.
+            Ok(()) => return Ok(Held::new(socket)),
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let watched = worker.watch(socket).map_err(failed)?;
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, watched.writable()).await;
+        connected.map_err(|_| ConnectError::Timeout { to })?;
+        if let Some(error) = watched.get().take_error().map_err(failed)? {
+            return Err(failed(error));
+        }
+        let socket = watched.into_inner().ok_or_else(|| failed(io::ErrorKind::NotConnected.into()))?;
+        Ok(Held::new(socket))
+    }
+
+    fn outgoing(&self, to: SocketAddr, from: Option<IpAddr>) -> io::Result<Socket> {
         let socket = self.enter(|| {
             let socket = self.socket(Domain::for_address(to))?;
             // A socket cannot talk to itself under a borrowed address.
@@ -138,22 +174,19 @@ impl Sockets {
                 tracing::debug!(%error, %from, "the client's address cannot be passed on");
             }
             Ok(socket)
-        });
-        let socket = TcpSocket::from_std_stream(socket.map_err(failed)?.into());
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(to)).await;
-        let stream = connected.map_err(|_| ConnectError::Timeout { to })?.map_err(failed)?;
-        self.tune(&stream, true);
-        Ok(stream)
+        })?;
+        self.tune(&socket, true);
+        Ok(socket)
     }
 
-    /// Options of a connection; failing to set one never fails the connection.
-    pub(crate) fn tune(&self, stream: &TcpStream, keepalive: bool) {
-        let _ = stream.set_nodelay(true);
+    /// Options of a connection, or of a listener that hands them on to its connections; failing to set one never fails
+    /// the connection.
+    fn tune(&self, socket: &Socket, keepalive: bool) {
+        let _ = socket.set_tcp_nodelay(true);
         let Keepalive { enabled, time, interval, retries, user_timeout } = self.keepalive;
         if !(enabled && keepalive) {
             return;
         }
-        let socket = SockRef::from(stream);
         let options = TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries);
         let _ = socket.set_tcp_keepalive(&options);
         if user_timeout {
@@ -186,13 +219,19 @@ fn borrow_address(socket: &Socket, from: IpAddr) -> io::Result<()> {
 }
 
 /// Where a redirected connection wanted to go.
-pub(crate) fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
-    let socket = SockRef::from(stream);
+pub(crate) fn original_destination(socket: &impl AsFd) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(socket);
     let found = socket.original_dst_v4().or_else(|_| socket.original_dst_v6());
     match found.ok().and_then(|address| address.as_socket()) {
         Some(address) => Ok(canonical(address)),
-        None => stream.local_addr().map(canonical),
+        None => local_address(&socket),
     }
+}
+
+/// The socket's own address.
+pub(crate) fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
+    let address = socket.local_addr()?.as_socket();
+    address.map(canonical).ok_or_else(|| io::Error::other("not an address of the internet"))
 }
 
 /// IPv4 addresses are never written as IPv6 ones.
@@ -201,6 +240,38 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// From now on closing the socket resets the connection: what was truncated must not look complete.
-pub(crate) fn reset_on_close(stream: &TcpStream) {
-    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+pub(crate) fn reset_on_close(socket: &impl AsFd) {
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// A connection that nobody carries yet; dropped, it is reset.
+#[derive(Debug)]
+pub(crate) struct Held(Option<Socket>);
+
+impl Held {
+    pub(crate) fn new(socket: Socket) -> Self {
+        Self(Some(socket))
+    }
+
+    /// Hands it to whoever carries it.
+    pub(crate) fn take(mut self) -> io::Result<Socket> {
+        self.0.take().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl AsFd for Held {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.0 {
+            Some(socket) => socket.as_fd(),
+            None => unreachable!("taken only by value"),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.0 {
+            reset_on_close(socket);
+        }
+    }
 }

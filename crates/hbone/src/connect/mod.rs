@@ -21,10 +21,10 @@ pub use exercise::exercise;
 pub use forwarded::Forwarded;
 pub use trace::TraceParent;
 
-const BAGGAGE: &str = "baggage";
-const FORWARDED: &str = "forwarded";
-const TRACEPARENT: &str = "traceparent";
-const FORWARDED_NETWORK: &str = "x-forwarded-network";
+pub(crate) const BAGGAGE: &str = "baggage";
+pub(crate) const FORWARDED: &str = "forwarded";
+pub(crate) const TRACEPARENT: &str = "traceparent";
+pub(crate) const FORWARDED_NETWORK: &str = "x-forwarded-network";
 
 /// The head of a CONNECT request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,13 +60,17 @@ impl Head {
 
     /// Reads the head of a request.
     pub fn parse<B>(request: &Request<B>) -> Result<Self, HeadError> {
-        if request.method() != Method::CONNECT {
-            return Err(HeadError::NotConnect(request.method().as_str().chars().take(20).collect()));
-        }
         let text = request.uri().authority().map_or("", |authority| authority.as_str());
-        let headers = request.headers();
+        Self::of(request.method(), text, request.headers())
+    }
+
+    /// Reads what a request says.
+    pub(crate) fn of(method: &Method, authority: &str, headers: &HeaderMap) -> Result<Self, HeadError> {
+        if method != Method::CONNECT {
+            return Err(HeadError::NotConnect(method.as_str().chars().take(20).collect()));
+        }
         Ok(Self {
-            authority: parse_authority(text)?,
+            authority: parse_authority(authority)?,
             baggage: Baggage::parse(headers.get_all(BAGGAGE)),
             forwarded: headers.get(FORWARDED).and_then(Forwarded::parse),
             trace: headers.get(TRACEPARENT).and_then(|value| TraceParent::parse(value.as_bytes())),

@@ -103,6 +103,7 @@ impl Vars {
             response_baggage: self.flag("ENABLE_RESPONSE_BAGGAGE")?.unwrap_or(true),
             termination_deadline: self.termination_deadline()?,
             workers: self.workers()?,
+            busy_spin: self.duration("BUSY_SPIN", Duration::ZERO)?,
             dns: Dns {
                 capture: self.flag("ISTIO_META_DNS_CAPTURE")?.unwrap_or(true),
                 resolv_conf: "/etc/resolv.conf".into(),
@@ -267,7 +268,7 @@ fn error(variable: &str, value: &str, expected: &str) -> ConfigError {
     ConfigError { variable: variable.into(), value: value.into(), expected: expected.into() }
 }
 
-/// `500ms`, `30s`, `5m`, `24h`, also joined as in `1h30m`. A bare number is refused: its unit is a guess.
+/// `50us`, `500ms`, `30s`, `5m`, `24h`, also joined as in `1h30m`. A bare number is refused: its unit is a guess.
 fn duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = Duration::ZERO;
@@ -277,6 +278,7 @@ fn duration(text: &str) -> Option<Duration> {
         rest = &rest[digits..];
         let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
         let part = match &rest[..unit] {
+            "us" => Duration::from_micros(number),
             "ms" => Duration::from_millis(number),
             "s" => Duration::from_secs(number),
             "m" => Duration::from_secs(number.checked_mul(60)?),

@@ -6,6 +6,7 @@ const KNOWN: &[&str] = &[
     "ALT_XDS_HOSTNAME",
     "AUTHZ_POLICY_INFO_LOGGING",
     "AUTH_TOKEN",
+    "BUSY_SPIN",
     "CA_ADDRESS",
     "CA_ROOT_CA",
     "CLUSTER_DOMAIN",
@@ -43,6 +44,7 @@ const KNOWN: &[&str] = &[
 const PREFIXES: &[&str] = &[
     "ALT_",
     "AUTHZ_",
+    "BUSY_",
     "CA_",
     "CRL_",
     "FLOW_",

@@ -258,7 +258,7 @@ impl Relay {
         server: SocketAddr,
         query: &Query,
     ) -> Result<(TcpStream, u16), AttemptError> {
-        let mut stream = self.sockets(server, query).connect(server, None).await?;
+        let mut stream = self.sockets(server, query).connect(server).await?;
         let id = rand::random();
         stream.write_all(&framed(&query.with_id(id))).await?;
         Ok((stream, id))

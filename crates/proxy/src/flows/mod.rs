@@ -9,7 +9,7 @@ mod log;
 mod series;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -246,7 +246,7 @@ pub struct Flow {
     since: Instant,
     up: AtomicU64,
     down: AtomicU64,
-    closed: bool,
+    closed: AtomicBool,
     /// Once it is established, its counters for the observer.
     lane: OnceLock<Option<Arc<Lane>>>,
 }
@@ -272,7 +272,7 @@ impl Flows {
             since: Instant::now(),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
-            closed: false,
+            closed: AtomicBool::new(false),
             lane: OnceLock::new(),
         }
     }
@@ -382,8 +382,10 @@ impl Flow {
     }
 
     /// The flow ended as it should, or with a failure.
-    pub(crate) fn close(mut self, result: Result<(), &Failure>) {
-        self.closed = true;
+    pub(crate) fn close(&self, result: Result<(), &Failure>) {
+        if self.closed.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let flag = result.err().map_or(ResponseFlag::None, Failure::flag);
         self.report_end(result.err());
         self.end(flag, result.err().map(ToString::to_string));
@@ -400,7 +402,7 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        if !self.closed {
+        if !*self.closed.get_mut() {
             self.report_end(None);
             self.end(ResponseFlag::None, Some("connection closed due to connection drain".into()));
         }

@@ -1,34 +1,37 @@
 //! The second half of an outbound call: a stream in a tunnel, or a plain connection, and the bytes on it.
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 
-use hbone::{Baggage, Forwarded, Head, OpenError, TraceParent, Tunnel};
-use mesh::{Route, Workload};
-use tokio::net::TcpStream;
+use hbone::{Baggage, Forwarded, Head, OpenError, TraceParent};
+use mesh::{Inner, Route, Workload};
 
-use crate::context::Context;
-use crate::copy::{self, Tcp};
+use crate::copy::{self, Meter, Tcp};
+use crate::engine::{Stream, Tunnel};
 use crate::failure::Failure;
 use crate::flows::Flow;
-use crate::outdated::Watched;
-use crate::pods::Pod;
+use crate::outdated;
+use crate::pods::Home;
 use crate::pool::{Key, Lease};
+use crate::sockets::Held;
 
 /// Tunnels that turn out to be closing are replaced so many times.
 const ATTEMPTS: usize = 3;
 
 /// Through a pooled tunnel, and when the destination lives on another network through a second one inside it.
 pub(super) async fn through_tunnel(
-    context: &Context,
-    pod: &Pod,
+    home: &Home,
     source: &Workload,
     route: &Route,
     client: SocketAddr,
-    stream: &TcpStream,
-    flow: &Flow,
+    socket: Held,
+    flow: &Rc<Flow>,
 ) -> Result<(), Failure> {
-    let mut head = Head {
+    let head = Head {
         authority: route.authority.clone(),
         baggage: Some(Baggage::of(source)),
         forwarded: Some(Forwarded {
@@ -44,23 +47,15 @@ pub(super) async fn through_tunnel(
         source_ip: client.ip(),
         hop: route.hop,
     };
-    let (lease, outer) = open(pod, &key, &head).await?;
-    let (_inner, mut upstream) = match &route.inner {
+    let (lease, stream) = open(home, &key, &head).await?;
+    let copied = match &route.inner {
         None => {
             flow.established(Some(lease.tunnel.identity()));
-            (None, outer)
+            let socket = socket.take().map_err(Failure::Copy)?;
+            stream.carry(socket, flow.clone()).await
         }
-        Some(inner) => {
-            head.network = Some(context.config.network.as_str().into());
-            let credential = context.certs.get(&source.identity).await?;
-            let tunnel =
-                Tunnel::handshake(outer, route.hop, &credential, &inner.expect, &context.settings).await?;
-            let upstream = tunnel.open(&head).await?.stream;
-            flow.established(Some(tunnel.identity()));
-            (Some(tunnel), upstream)
-        }
+        Some(inner) => Box::pin(through_gateway(home, source, route, inner, head, socket, stream, flow)).await?,
     };
-    let copied = copy::both_ways(&mut Tcp::new(stream), &mut upstream, flow).await;
     copied.map_err(|error| match lease.tunnel.is_closed() && lease.tunnel.is_revoked() {
         true => Failure::Revoked(lease.tunnel.peer()),
         false => Failure::Copy(error),
@@ -69,10 +64,10 @@ pub(super) async fn through_tunnel(
 
 /// A stream in a pooled tunnel. No byte of the application has been sent before it is open, so a tunnel that broke
 /// meanwhile is simply replaced.
-async fn open(pod: &Pod, key: &Key, head: &Head) -> Result<(Lease, hbone::Stream), Failure> {
+async fn open(home: &Home, key: &Key, head: &Head) -> Result<(Lease<Tunnel>, Stream), Failure> {
     let mut attempt = 1;
     loop {
-        let lease = pod.pool.acquire(key.clone()).await?;
+        let lease = home.pool.acquire(key.clone()).await?;
         match lease.tunnel.open(head).await {
             Ok(opened) => return Ok((lease, opened.stream)),
             Err(OpenError::Closing(_) | OpenError::Broken { .. }) if attempt < ATTEMPTS => lease.retire(),
@@ -82,20 +77,69 @@ async fn open(pod: &Pod, key: &Key, head: &Head) -> Result<(Lease, hbone::Stream
     }
 }
 
+/// A tunnel of its own inside a stream of the gateway's tunnel.
+#[allow(clippy::too_many_arguments)]
+async fn through_gateway(
+    home: &Home,
+    source: &Workload,
+    route: &Route,
+    inner: &Inner,
+    mut head: Head,
+    socket: Held,
+    outer: Stream,
+    flow: &Rc<Flow>,
+) -> Result<io::Result<()>, Failure> {
+    let context = &home.context;
+    head.network = Some(context.config.network.as_str().into());
+    let (near, far) = inner_ends().map_err(Failure::Copy)?;
+    home.spawn(async move {
+        // Its end is seen by the tunnel inside.
+        let _ = outer.carry(far, Rc::new(Uncounted)).await;
+    });
+    let credential = context.certs.get(&source.identity).await?;
+    let tunnel =
+        hbone::Tunnel::handshake(near, route.hop, &credential, &inner.expect, &context.settings).await?;
+    let mut upstream = tunnel.open(&head).await?.stream;
+    flow.established(Some(tunnel.identity()));
+    let socket = socket.take().and_then(|socket| tokio::net::TcpStream::from_std(socket.into()));
+    let socket = socket.map_err(Failure::Copy)?;
+    let mut client = Tcp::new(&socket);
+    Ok(copy::both_ways(&mut client, &mut upstream, &**flow).await)
+}
+
+fn inner_ends() -> io::Result<(tokio::net::UnixStream, socket2::Socket)> {
+    let (near, far) = UnixStream::pair()?;
+    near.set_nonblocking(true)?;
+    far.set_nonblocking(true)?;
+    Ok((tokio::net::UnixStream::from_std(near)?, OwnedFd::from(far).into()))
+}
+
+/// What the outer tunnel carries is counted inside.
+struct Uncounted;
+
+impl Meter for Uncounted {
+    fn client_to_server(&self, _bytes: u64) {}
+    fn server_to_client(&self, _bytes: u64) {}
+}
+
 /// Carries a call in plaintext; once `outdated` resolves the connection is ended as soon as it is idle.
 pub(super) async fn in_plaintext(
-    pod: &Pod,
+    home: &Home,
     to: SocketAddr,
-    stream: &TcpStream,
-    flow: &Flow,
+    socket: Held,
+    flow: &Rc<Flow>,
     outdated: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    let upstream = pod.sockets.connect(to, None).await.map_err(Failure::Connect)?;
+    let upstream = home.pod.sockets.connect_on(&home.worker, to, None).await.map_err(Failure::Connect)?;
     flow.established(None);
-    let watched = Watched::new(flow);
-    let (mut client, mut server) = (Tcp::new(stream), Tcp::new(&upstream));
+    let ends = (socket.take().map_err(Failure::Copy)?, upstream.take().map_err(Failure::Copy)?);
+    let joined = home.worker.join(ends.0, ends.1, flow.clone()).map_err(Failure::Copy)?;
     tokio::select! {
-        result = copy::both_ways(&mut client, &mut server, &watched) => result.map_err(Failure::Copy),
-        () = async { outdated.await; watched.idle(stream, &upstream).await } => Ok(()),
+        biased;
+        result = joined.ended() => result.map_err(Failure::Copy),
+        () = async { outdated.await; outdated::idle(&joined).await } => {
+            joined.end();
+            Ok(())
+        }
     }
 }

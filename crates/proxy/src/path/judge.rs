@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use hbone::Forwarded;
 use mesh::{Connection, Service, Verdict, View, Workload, authorize, dry_run};
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
@@ -15,7 +14,6 @@ use crate::failure::Failure;
 use crate::flows::Flow;
 use crate::pods::Pod;
 use crate::pods::connections::Registration;
-use crate::sockets::reset_on_close;
 
 /// How long a connection waits for policies that its workload names and nobody knows yet.
 const POLICY_WAIT: Duration = Duration::from_secs(2);
@@ -87,19 +85,12 @@ pub(super) async fn until_revoked(
     }
 }
 
-/// Closes the flow. What failed must not look like a proper end to the socket; that an end reset the connection is
-/// its right, and no failure of ours.
-pub(super) fn finish(flow: Flow, stream: &TcpStream, result: Result<(), Failure>) {
+/// Closes the flow. That an end reset the connection is its right, and no failure of ours.
+pub(super) fn finish(flow: &Flow, result: Result<(), Failure>) {
     match result {
         Ok(()) => flow.close(Ok(())),
-        Err(Failure::Copy(error)) if ended_by_peer(&error) => {
-            reset_on_close(stream);
-            flow.close(Ok(()));
-        }
-        Err(failure) => {
-            reset_on_close(stream);
-            flow.close(Err(&failure));
-        }
+        Err(Failure::Copy(error)) if ended_by_peer(&error) => flow.close(Ok(())),
+        Err(failure) => flow.close(Err(&failure)),
     }
 }
 

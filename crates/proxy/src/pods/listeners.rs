@@ -1,19 +1,24 @@
 //! The listeners of a pod, and the tasks that belong to it.
 
 use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
-use tokio::net::TcpListener;
+use rustix::net::{SocketFlags, acceptfrom_with};
+use socket2::Socket;
 
-use super::Pod;
 use super::connections::Basis;
+use super::{Home, Pod};
 use crate::context::Context;
 use crate::dns;
 use crate::path::{self, Accepted};
-use crate::sockets::{Listener, canonical};
+use crate::sockets::{Held, Listener, canonical};
 
+/// Connections accepted before others get their turn.
+const BATCH: usize = 64;
 const SWEEP: Duration = Duration::from_secs(30);
 
 /// Which of a pod's ports a connection came in by.
@@ -27,7 +32,7 @@ pub(crate) enum Port {
 /// Opens the listeners of `pod`, all or none, and serves them.
 pub(crate) fn start(context: &Arc<Context>, pod: &Arc<Pod>) -> io::Result<()> {
     let named = |port: u16, what: &str| {
-        pod.sockets.listen(port).map_err(|error| {
+        pod.sockets.listen(port, port == OUTBOUND_PORT).map_err(|error| {
             let hint = match error.kind() {
                 io::ErrorKind::AddrInUse => "; is an application of the pod using this port?",
                 _ => "",
@@ -49,99 +54,129 @@ pub(crate) fn start(context: &Arc<Context>, pod: &Arc<Pod>) -> io::Result<()> {
     if let Some(dns) = dns {
         dns::serve(context, pod, dns);
     }
-    serve(context, pod, tunnel, Port::Tunnel);
-    serve(context, pod, plaintext, Port::Plaintext);
-    serve(context, pod, outbound, Port::Outbound);
-    upkeep(context, pod);
+    let listeners = vec![(Port::Tunnel, tunnel), (Port::Plaintext, plaintext), (Port::Outbound, outbound)];
+    move_in(context, pod, listeners);
     Ok(())
 }
 
 /// Opens only the tunnel port, for the proxy's own pod.
 pub(crate) fn serve_own(context: &Arc<Context>, pod: &Arc<Pod>) -> io::Result<()> {
-    serve(context, pod, pod.sockets.listen(HBONE_PORT)?, Port::Tunnel);
-    upkeep(context, pod);
+    move_in(context, pod, vec![(Port::Tunnel, pod.sockets.listen(HBONE_PORT, false)?)]);
     Ok(())
 }
 
-fn serve(context: &Arc<Context>, pod: &Arc<Pod>, listener: Listener, port: Port) {
+/// Gives the pod a home on a worker, and serves its listeners there until it stops.
+fn move_in(context: &Arc<Context>, pod: &Arc<Pod>, listeners: Vec<(Port, Listener)>) {
     let (context, pod) = (context.clone(), pod.clone());
-    let task = pod.clone();
-    task.tasks.spawn(async move {
-        let Listener { tcp, transparent } = listener;
-        tokio::select! {
-            () = pod.stop.cancelled() => {}
-            () = pod.drain.cancelled() => {}
-            () = accept(&context, &pod, &tcp, transparent, port) => {}
+    let worker = context.workers.home();
+    let at = worker.clone();
+    // Counted from now on, so that a drain waits for it.
+    let alive = pod.tasks.token();
+    worker.tell(move |it| {
+        let home = Home::new(context, pod, it.clone());
+        for (port, listener) in listeners {
+            let here = home.clone();
+            home.spawn(async move {
+                tokio::select! {
+                    () = here.pod.drain.cancelled() => {}
+                    () = accept(&here, listener, port) => {}
+                }
+            });
         }
+        it.spawn(async move {
+            upkeep(&home).await;
+            home.pool.clear();
+            at.leave();
+        });
+        drop(alive);
     });
 }
 
-async fn accept(context: &Arc<Context>, pod: &Arc<Pod>, tcp: &TcpListener, transparent: bool, port: Port) {
+async fn accept(home: &Rc<Home>, listener: Listener, port: Port) {
+    let Listener { socket, transparent } = listener;
+    let watched = match home.worker.watch(TcpListener::from(socket)) {
+        Ok(watched) => watched,
+        Err(error) => {
+            return tracing::error!(pod = %home.pod.info.name, ?port, %error, "cannot wait for connections");
+        }
+    };
+    let mut turn = 0;
     loop {
-        let (stream, peer) = match tcp.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // One connection that died before it was accepted is no reason to pause; a lack of descriptors is.
-                let ours = !matches!(
+        match accept_one(watched.get()) {
+            Ok(Some((socket, peer))) => {
+                let accepted = Accepted { socket: Held::new(socket), peer, transparent };
+                let here = home.clone();
+                home.spawn(async move {
+                    match port {
+                        Port::Outbound => path::outbound(&here, accepted).await,
+                        Port::Tunnel => path::inbound_tunnel(&here, accepted).await,
+                        Port::Plaintext => path::inbound_plaintext(&here, accepted).await,
+                    }
+                });
+                turn += 1;
+                if turn % BATCH == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            Ok(None) => watched.readable().await,
+            // One connection that died before it was accepted is no reason to pause; a lack of descriptors is.
+            Err(error)
+                if matches!(
                     error.kind(),
                     io::ErrorKind::ConnectionAborted
                         | io::ErrorKind::ConnectionReset
                         | io::ErrorKind::Interrupted
-                );
-                if ours {
-                    tracing::warn!(pod = %pod.info.name, ?port, %error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                continue;
+                ) => {}
+            Err(error) => {
+                tracing::warn!(pod = %home.pod.info.name, ?port, %error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
-        };
-        pod.sockets.tune(&stream, port != Port::Tunnel);
-        let accepted = Accepted { stream, peer: canonical(peer), transparent };
-        let (context, pod) = (context.clone(), pod.clone());
-        let task = pod.clone();
-        task.tasks.spawn(async move {
-            let stop = pod.stop.clone();
-            let serve = async {
-                match port {
-                    Port::Outbound => path::outbound(&context, &pod, accepted).await,
-                    Port::Tunnel => path::inbound_tunnel(&context, &pod, accepted).await,
-                    Port::Plaintext => path::inbound_plaintext(&context, &pod, accepted).await,
-                }
-            };
-            let _ = stop.run_until_cancelled(serve).await;
-        });
+        }
     }
 }
 
-/// Judges live connections anew when something changed, and lets go of unused tunnels.
-fn upkeep(context: &Arc<Context>, pod: &Arc<Pod>) {
-    let (context, pod) = (context.clone(), pod.clone());
-    tokio::spawn(async move {
-        let stop = pod.stop.clone();
-        let watch = async {
-            let mut changes = context.views.changes();
-            let mut sweep = tokio::time::interval(SWEEP);
-            let mut basis = Basis::default();
-            let mut revoked = context.settings.rules.revocations.changes();
-            loop {
-                tokio::select! {
-                    _ = sweep.tick() => pod.pool.sweep(Instant::now()),
-                    Ok(()) = revoked.changed() => pod.pool.cut_revoked(),
-                    changed = changes.changed() => {
-                        if changed.is_err() {
-                            return;
-                        }
-                        let view = context.views.load();
-                        let Some(workload) = pod.find(&view, context.config.node.as_deref()) else { continue };
-                        let now = Basis::of(&view, &workload);
-                        if !basis.same(&now) {
-                            basis = now;
-                            pod.connections.judge(&view, &workload);
-                        }
+/// The next connection, if there is one. Its options are those of the listener.
+fn accept_one(listener: &TcpListener) -> io::Result<Option<(Socket, SocketAddr)>> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    match acceptfrom_with(listener, flags) {
+        Ok((socket, peer)) => {
+            let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+            let peer = peer.ok_or_else(|| io::Error::other("a connection from nowhere"))?;
+            Ok(Some((socket.into(), canonical(peer))))
+        }
+        Err(error) => match io::Error::from(error) {
+            error if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+/// Judges live connections anew when something changed, and lets go of unused tunnels; until the pod stops.
+async fn upkeep(home: &Home) {
+    let Home { context, pod, pool, .. } = home;
+    let watch = async {
+        let mut changes = context.views.changes();
+        let mut sweep = tokio::time::interval(SWEEP);
+        let mut basis = Basis::default();
+        let mut revoked = context.settings.rules.revocations.changes();
+        loop {
+            tokio::select! {
+                _ = sweep.tick() => pool.sweep(Instant::now()),
+                Ok(()) = revoked.changed() => pool.cut_revoked(),
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let view = context.views.load();
+                    let Some(workload) = pod.find(&view, context.config.node.as_deref()) else { continue };
+                    let now = Basis::of(&view, &workload);
+                    if !basis.same(&now) {
+                        basis = now;
+                        pod.connections.judge(&view, &workload);
                     }
                 }
             }
-        };
-        let _ = stop.run_until_cancelled(watch).await;
-    });
+        }
+    };
+    let _ = pod.stop.run_until_cancelled(watch).await;
 }

@@ -4,6 +4,7 @@
 //! [`Manager`] is what the node agent's messages act upon; [`zds`] speaks to the agent.
 
 pub(crate) mod connections;
+mod home;
 mod listeners;
 mod manager;
 pub(crate) mod zds;
@@ -11,17 +12,16 @@ pub(crate) mod zds;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::Tunnel;
 use mesh::{View, Workload};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::pool::{Dial, Pool, PoolError};
-use crate::sockets::{ConnectError, Sockets};
+use crate::sockets::Sockets;
 use connections::Connections;
 
+pub(crate) use home::Home;
 pub(crate) use listeners::{serve_own, start};
 pub use zds::exercise as exercise_zds;
 pub(crate) use manager::{Manager, PodState, Table, identities};
@@ -42,7 +42,6 @@ pub(crate) struct PodInfo {
 pub(crate) struct Pod {
     pub(crate) info: PodInfo,
     pub(crate) sockets: Sockets,
-    pub(crate) pool: Pool,
     pub(crate) connections: Connections,
     /// Cuts everything at once.
     pub(crate) stop: CancellationToken,
@@ -53,19 +52,11 @@ pub(crate) struct Pod {
 
 impl Pod {
     pub(crate) fn new(context: &Context, info: PodInfo, sockets: Sockets) -> Arc<Self> {
-        let stop = CancellationToken::new();
-        let pool = Pool::new(
-            dial(context, &sockets),
-            context.config.pool_max_streams,
-            context.config.pool_idle,
-            stop.clone(),
-        );
         Arc::new(Self {
             info,
             sockets,
-            pool,
             connections: Connections::default(),
-            stop,
+            stop: CancellationToken::new(),
             drain: context.drain.child_token(),
             tasks: TaskTracker::new(),
         })
@@ -92,22 +83,6 @@ impl Pod {
     pub(crate) fn cut(&self) {
         self.stop.cancel();
         self.tasks.close();
-        self.pool.clear();
     }
 }
 
-/// Tunnels of a pod start in its namespace and under its identity.
-fn dial(context: &Context, sockets: &Sockets) -> Dial {
-    let (sockets, certs, settings) = (sockets.clone(), context.certs.clone(), context.settings.clone());
-    Box::new(move |key| {
-        let (sockets, certs, settings) = (sockets.clone(), certs.clone(), settings.clone());
-        Box::pin(async move {
-            let credential = certs.get(&key.source).await?;
-            let socket = sockets.connect(key.hop, None).await.map_err(|error| match error {
-                ConnectError::Timeout { to } => PoolError::Timeout(to),
-                error => PoolError::Connect(Arc::new(error)),
-            })?;
-            Ok(Tunnel::handshake(socket, key.hop, &credential, &key.expected, &settings).await?)
-        })
-    })
-}
