@@ -80,7 +80,7 @@ pub async fn run_with_log(
     let reports = config.flows.as_ref().map(|_| Reports::new());
     let settings = config.tunnel_settings();
     let workers = Workers::start(config.workers, Tuning { tick: tick(&settings), spin: config.busy_spin });
-    let workers = workers.map_err(RunError::Workers)?;
+    let (workers, threads) = workers.map_err(RunError::Workers)?;
     let context = Arc::new(Context {
         settings,
         views: Views::default(),
@@ -96,7 +96,7 @@ pub async fn run_with_log(
         pods_changed: watch::Sender::new(0),
         drain: drain.clone(),
         stats: Stats::default(),
-        workers: workers.clone(),
+        workers,
         config,
     });
     let crl = context.config.crl.clone();
@@ -161,7 +161,8 @@ pub async fn run_with_log(
         reports.finish().await;
     }
     background.cancel();
-    workers.stop();
+    // On a thread that may wait for them.
+    let _ = tokio::task::spawn_blocking(move || drop(threads)).await;
     Ok(())
 }
 

@@ -191,7 +191,14 @@ impl<'a, IO: AsyncRead + AsyncWrite + Unpin, C: Unbuffered> Handshake<'a, IO, C>
 
     fn step(&mut self) -> Result<Next, rustls::Error> {
         let UnbufferedStatus { mut discard, state } = self.connection.process(&mut self.received);
-        let next = match state? {
+        let state = match state {
+            Ok(state) => state,
+            Err(error) => {
+                self.received.drain(..discard);
+                return Err(error);
+            }
+        };
+        let next = match state {
             ConnectionState::EncodeTlsData(mut data) => {
                 encode(&mut self.outgoing, |buffer| data.encode(buffer))?;
                 Next::Again
@@ -222,7 +229,8 @@ impl<'a, IO: AsyncRead + AsyncWrite + Unpin, C: Unbuffered> Handshake<'a, IO, C>
     fn encode_alert(&mut self) {
         // The fault itself has been reported; here is only what is left to be told.
         for _ in 0..4 {
-            match self.connection.process(&mut []).state {
+            let UnbufferedStatus { discard, state } = self.connection.process(&mut self.received);
+            match state {
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
                     if encode(&mut self.outgoing, |buffer| data.encode(buffer)).is_err() {
                         return;
@@ -231,6 +239,7 @@ impl<'a, IO: AsyncRead + AsyncWrite + Unpin, C: Unbuffered> Handshake<'a, IO, C>
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 _ => return,
             }
+            self.received.drain(..discard);
         }
     }
 }

@@ -190,12 +190,6 @@ struct TunnelHandle {
     shared: Rc<Shared>,
 }
 
-/// A stream that the peer has accepted.
-pub(crate) struct Opened {
-    pub(crate) stream: Stream,
-    pub(crate) baggage: Option<Baggage>,
-}
-
 impl Tunnel {
     /// Waits until the peer has answered inside the tunnel: by then it has accepted our certificate, and its limit of
     /// streams is known. Otherwise, why it ended.
@@ -219,7 +213,7 @@ impl Tunnel {
     }
 
     /// Asks the peer to connect to what `head` names, and waits, bounded, for its answer.
-    pub(crate) async fn open(&self, head: &Head) -> Result<Opened, OpenError> {
+    pub(crate) async fn open(&self, head: &Head) -> Result<Stream, OpenError> {
         let TunnelHandle { home, token, shared } = &*self.0;
         let within = shared.settings.answer_timeout;
         let end = home.core(|core| {
@@ -254,7 +248,7 @@ impl Tunnel {
         let stream = Stream { home: home.clone(), token: end, _tunnel: Some(self.clone()) };
         let peer = shared.peer;
         match poll_fn(|cx| stream.poll_answer(cx)).await {
-            Answer::Accepted(baggage) => Ok(Opened { stream, baggage }),
+            Answer::Accepted => Ok(stream),
             Answer::Refused(status) => Err(OpenError::Refused { status }),
             Answer::NotTaken => Err(OpenError::Closing(peer)),
             Answer::Broken(reason) => Err(OpenError::Broken { peer, reason }),

@@ -38,7 +38,7 @@ pub(crate) enum Role {
 /// How the other end of the tunnel answered.
 #[derive(Debug)]
 pub(super) enum Answer {
-    Accepted(Option<hbone::Baggage>),
+    Accepted,
     Refused(http::StatusCode),
     /// The request was not looked at.
     NotTaken,

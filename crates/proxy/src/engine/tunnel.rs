@@ -384,10 +384,10 @@ impl Core {
                     tunnel.requests.push_back(Asked { token, head });
                     tunnel.shared.wake();
                 }
-                Event::Response { user, status, baggage, .. } => {
+                Event::Response { user, status, .. } => {
                     if let Some(Slot::End(end)) = user_token(user).and_then(|end| self.slots.get_mut(end)) {
                         end.answer = Some(match status {
-                            http::StatusCode::OK => Answer::Accepted(baggage),
+                            http::StatusCode::OK => Answer::Accepted,
                             status => Answer::Refused(status),
                         });
                         end.wake();

@@ -1,10 +1,9 @@
 //! Worker threads, and how they are reached from elsewhere.
 
-use std::future::Future;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -31,10 +30,14 @@ pub(crate) struct Worker {
 }
 
 /// All workers.
-pub(crate) struct Workers {
-    workers: Vec<Arc<Worker>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-    stop: Arc<std::sync::atomic::AtomicBool>,
+pub(crate) struct Workers(Vec<Arc<Worker>>);
+
+/// Their threads; dropped, they end, and whatever they still carry is cut. It must outlive no runtime and be dropped on
+/// none of the threads.
+pub(crate) struct Threads {
+    workers: Arc<Workers>,
+    threads: Vec<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
 }
 
 /// How workers behave.
@@ -53,14 +56,6 @@ impl Worker {
         self.bell.ring();
     }
 
-    /// Starts a task there; `make` is called on the worker's thread.
-    pub(crate) fn spawn<F>(&self, make: impl FnOnce(Loop) -> F + Send + 'static)
-    where
-        F: Future<Output = ()> + 'static,
-    {
-        self.tell(move |it| it.spawn(make(it.clone())));
-    }
-
     /// One pod more, or less, is at home here.
     pub(crate) fn leave(&self) {
         self.homes.fetch_sub(1, Ordering::Relaxed);
@@ -69,8 +64,8 @@ impl Worker {
 
 impl Workers {
     /// Starts `count` workers beside the current runtime.
-    pub(crate) fn start(count: usize, tuning: Tuning) -> io::Result<Arc<Self>> {
-        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    pub(crate) fn start(count: usize, tuning: Tuning) -> io::Result<(Arc<Self>, Threads)> {
+        let stop = Arc::new(AtomicBool::new(false));
         let runtime = Handle::current();
         let (mut workers, mut threads) = (Vec::new(), Vec::new());
         for number in 0..count.max(1) {
@@ -95,34 +90,30 @@ impl Workers {
             })?);
             told.recv().unwrap_or_else(|_| Err(io::Error::other("a worker did not start")))?;
         }
-        Ok(Arc::new(Self { workers, threads: Mutex::new(threads), stop }))
+        let workers = Arc::new(Self(workers));
+        Ok((workers.clone(), Threads { workers, threads, stop }))
     }
 
     /// The worker with the fewest pods, for one more.
     pub(crate) fn home(&self) -> Arc<Worker> {
-        let least = self.workers.iter().min_by_key(|worker| worker.homes.load(Ordering::Relaxed));
-        let worker = least.unwrap_or(&self.workers[0]).clone();
+        let least = self.0.iter().min_by_key(|worker| worker.homes.load(Ordering::Relaxed));
+        let worker = least.unwrap_or(&self.0[0]).clone();
         worker.homes.fetch_add(1, Ordering::Relaxed);
         worker
     }
+}
 
-    /// Ends all workers; whatever they still carry is cut.
-    pub(crate) fn stop(&self) {
+impl Drop for Threads {
+    fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        for worker in &self.workers {
+        for worker in &self.workers.0 {
             worker.bell.ring();
         }
-        for thread in self.threads.lock().drain(..) {
+        for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a worker has panicked");
             }
         }
-    }
-}
-
-impl Drop for Workers {
-    fn drop(&mut self) {
-        self.stop();
     }
 }
 
@@ -132,7 +123,7 @@ fn core(bell: &Bell) -> io::Result<Core> {
     Ok(core)
 }
 
-fn run(core: Core, worker: &Worker, stop: &std::sync::atomic::AtomicBool, tuning: Tuning) {
+fn run(core: Core, worker: &Worker, stop: &AtomicBool, tuning: Tuning) {
     let it = Loop::new(core);
     let mut tasks = Tasks::new(&worker.bell);
     let mut events = vec![EpollEvent::empty(); EVENTS];

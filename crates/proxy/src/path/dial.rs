@@ -69,7 +69,7 @@ async fn open(home: &Home, key: &Key, head: &Head) -> Result<(Lease<Tunnel>, Str
     loop {
         let lease = home.pool.acquire(key.clone()).await?;
         match lease.tunnel.open(head).await {
-            Ok(opened) => return Ok((lease, opened.stream)),
+            Ok(stream) => return Ok((lease, stream)),
             Err(OpenError::Closing(_) | OpenError::Broken { .. }) if attempt < ATTEMPTS => lease.retire(),
             Err(error) => return Err(error.into()),
         }
