@@ -54,6 +54,10 @@ struct Ca {
 
 impl Control {
     pub async fn start() -> (Self, SocketAddr) {
+        Self::start_on("127.0.0.1:0").await
+    }
+
+    pub async fn start_on(address: &str) -> (Self, SocketAddr) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -74,7 +78,7 @@ impl Control {
                 nacks: Mutex::default(),
             }),
         };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = tonic::transport::Server::builder()
             .add_service(AggregatedDiscoveryServiceServer::new(control.clone()))

@@ -1,0 +1,272 @@
+//! The ways from one pod to another that are compared: bare, over the floor's relay, over a node proxy.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mesh::{Identity, Tunnel, Workload};
+use netns::NetNs;
+use netns::seqpacket::{SeqPacket, SeqPacketListener};
+use prost::Message;
+use wire::zds::workload_request::Payload;
+use wire::zds::{AddWorkload, SnapshotSent, WorkloadInfo, WorkloadRequest, WorkloadResponse};
+
+use crate::control::Control;
+use crate::system::{Part, Space, sh};
+
+/// The redirection that a node agent makes (reference/enrolment.md §2.4, without DNS).
+const RULES: &str = "
+table inet nat {
+    chain prerouting { type nat hook prerouting priority -100; policy accept;
+        ip daddr != 127.0.0.1 tcp dport != 15008 meta mark & 0xfff != 0x539 redirect to :15006
+    }
+    chain output { type nat hook output priority -100; policy accept;
+        meta l4proto tcp meta mark & 0xfff == 0x111 accept
+        oifname lo ip daddr != 127.0.0.1 accept
+        meta l4proto tcp ip daddr != 127.0.0.1 meta mark & 0xfff != 0x539 redirect to :15001
+    }
+}
+table inet mangle {
+    chain prerouting { type filter hook prerouting priority -150; policy accept;
+        meta mark & 0xfff == 0x539 ct mark set ct mark & 0xfffff000 | 0x111
+    }
+    chain output { type route hook output priority -150; policy accept;
+        ct mark & 0xfff == 0x111 meta mark set ct mark
+    }
+}";
+
+/// Neither ports nor sockets in TIME_WAIT may set the pace.
+const ROOM: &str = "
+cd /proc/sys/net/ipv4
+echo 20000 65000 > ip_local_port_range
+echo 1 > tcp_tw_reuse
+echo 16384 > tcp_max_tw_buckets
+echo 8192 > tcp_max_syn_backlog
+cd ../netfilter 2>/dev/null && echo 1 > nf_conntrack_tcp_timeout_time_wait || true
+cd ../core && echo 8192 > somaxconn || true";
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Way {
+    Raw,
+    Floor,
+    Mesh,
+}
+
+pub struct Lane {
+    pub name: &'static str,
+    way: Way,
+    pub client: Space,
+    pub servers: Vec<(Space, String)>,
+    _serve: Part,
+    proxy: Option<Proxy>,
+    relay: Option<Part>,
+}
+
+/// A node proxy, and the end of the node agent's socket.
+struct Proxy {
+    part: Part,
+    _agent: SeqPacket,
+    _listener: SeqPacketListener,
+    _directory: tempfile::TempDir,
+}
+
+/// What all lanes share.
+pub struct World {
+    pub prefix: String,
+    pub switch: Space,
+    control: Control,
+    control_port: u16,
+    pub congestion: String,
+    hosts: Vec<Space>,
+}
+
+impl World {
+    /// Makes the switch, and lives in it from now on.
+    pub fn new() -> anyhow::Result<(Self, tokio::runtime::Runtime)> {
+        let prefix = format!("ambit-b{}", std::process::id());
+        let switch = Space::new(format!("{prefix}-sw"))?;
+        switch.sh("ip link add br0 type bridge && ip addr add 10.78.0.1/16 dev br0 && ip link set br0 up")?;
+        let congestion = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")?.trim().to_owned();
+        nix::sched::setns(std::fs::File::open(switch.path())?, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let (control, port) = runtime.block_on(Control::start_on("10.78.0.1:0"));
+        Ok((Self { prefix, switch, control, control_port: port.port(), congestion, hosts: Vec::new() }, runtime))
+    }
+
+    fn pod(&self, name: &str, address: &str, number: usize) -> anyhow::Result<Space> {
+        let space = Space::new(format!("{}-{name}", self.prefix))?;
+        sh(&format!(
+            "ip -n {sw} link add v{number} type veth peer name eth0 netns {pod} && \
+             ip -n {sw} link set v{number} master br0 up && ip -n {pod} addr add {address}/16 dev eth0 && \
+             ip -n {pod} link set eth0 up && ip -n {pod} route add default via 10.78.0.1",
+            sw = self.switch.name,
+            pod = space.name,
+        ))?;
+        space.sh(ROOM)?;
+        Ok(space)
+    }
+
+    /// A client pod and `count` server pods, and what is between them.
+    pub async fn lane(
+        &mut self,
+        name: &'static str,
+        number: usize,
+        way: Way,
+        count: usize,
+        program: Option<&Path>,
+        own: &Path,
+    ) -> anyhow::Result<Lane> {
+        let port = |of: usize| number * 1000 + of;
+        let client = self.pod(&format!("{name}-c"), &format!("10.78.{}.1", 10 + number), port(0))?;
+        let mut servers = Vec::new();
+        for server in 0..count {
+            let address = format!("10.78.{}.{}", 10 + number + 10 * (1 + server / 200), 2 + server % 200);
+            servers.push((self.pod(&format!("{name}-s{server}"), &address, port(1 + server))?, address));
+        }
+        if way != Way::Raw {
+            for pod in std::iter::once(&client).chain(servers.iter().map(|(pod, _)| pod)) {
+                pod.sh(
+                    "ip route add local 0.0.0.0/0 dev lo table 100 && \
+                     ip rule add fwmark 0x111/0xfff lookup 100 pref 32764",
+                )?;
+                pod.sh(&format!("printf '%s' '{RULES}' | nft -f -"))?;
+            }
+        }
+        let mut serve = self.switch.command(own);
+        serve.arg("serve").args(servers.iter().map(|(pod, _)| pod.path()));
+        let mut serve = Part::start(&mut serve)?;
+        anyhow::ensure!(serve.line()? == "ready", "the server did not start");
+        let mut lane = Lane { name, way, client, servers, _serve: serve, proxy: None, relay: None };
+        if way == Way::Mesh {
+            self.hosts.push(self.pod(&format!("{name}-h"), &format!("10.78.0.{}", 10 + number), port(999))?);
+            for (at, (_, address)) in lane.servers.iter().enumerate() {
+                self.announce(name, &format!("s{at}"), address);
+            }
+            let address = format!("10.78.{}.1", 10 + number);
+            self.announce(name, "c", &address);
+        }
+        self.start(&mut lane, program, own).await?;
+        Ok(lane)
+    }
+
+    fn announce(&self, lane: &str, pod: &str, address: &str) {
+        let name = format!("{lane}-{pod}");
+        let identity = Identity::new("cluster.local", "bench", &*name).unwrap();
+        let mut workload = Workload::new(format!("Kubernetes//Pod/bench/{name}"), &*name, identity);
+        workload.namespace = "bench".into();
+        workload.addresses = vec![address.parse().unwrap()];
+        workload.node = format!("node-{lane}").into();
+        workload.tunnel = Tunnel::Hbone;
+        self.control.workload(&workload);
+    }
+
+    /// Starts what is between the pods of a lane, anew if it runs.
+    pub async fn start(&self, lane: &mut Lane, program: Option<&Path>, own: &Path) -> anyhow::Result<()> {
+        lane.relay = None;
+        lane.proxy = None;
+        match lane.way {
+            Way::Raw => {}
+            Way::Floor => {
+                let mut command = self.switch.command(own);
+                command.arg("floor").arg(lane.client.path());
+                command.args(lane.servers.iter().map(|(pod, _)| pod.path()));
+                let mut relay = Part::start(&mut command)?;
+                for _ in 0..=lane.servers.len().min(1) {
+                    anyhow::ensure!(relay.line()? == "ready", "the floor did not start");
+                }
+                lane.relay = Some(relay);
+            }
+            Way::Mesh => lane.proxy = Some(self.proxy(lane, program.unwrap_or(own)).await?),
+        }
+        Ok(())
+    }
+
+    async fn proxy(&self, lane: &Lane, program: &Path) -> anyhow::Result<Proxy> {
+        let directory = tempfile::tempdir()?;
+        let socket = directory.path().join("zds.sock");
+        let listener = SeqPacketListener::bind(&socket, 0o600)?;
+        let host = self.hosts.iter().find(|host| host.name.ends_with(&format!("{}-h", lane.name)));
+        let host = host.ok_or_else(|| anyhow::anyhow!("no host for {}", lane.name))?;
+        let at = format!("http://10.78.0.1:{}", self.control_port);
+        let token = directory.path().join("token");
+        std::fs::write(&token, "token")?;
+        let variables: BTreeMap<&str, String> = BTreeMap::from([
+            ("NODE_NAME", format!("node-{}", lane.name)),
+            ("XDS_ADDRESS", at.clone()),
+            ("CA_ADDRESS", at),
+            ("INPOD_UDS", socket.display().to_string()),
+            ("PROXY_MODE", "shared".into()),
+            ("CLUSTER_ID", "Kubernetes".into()),
+            ("NETWORK", String::new()),
+            ("RUST_LOG", "warn,access=off".into()),
+            ("ZTUNNEL_WORKER_THREADS", "2".into()),
+            ("ISTIO_META_DNS_CAPTURE", "false".into()),
+            ("AUTH_TOKEN", token.display().to_string()),
+        ]);
+        let mut command = host.command(program);
+        if program.file_name().is_some_and(|name| name == "ambit") {
+            command.arg("proxy");
+        }
+        let log = std::fs::File::create(std::env::temp_dir().join(format!("{}-{}.log", self.prefix, lane.name)))?;
+        command.envs(&variables).stderr(log);
+        let part = Part::start(&mut command)?;
+        let agent = tokio::time::timeout(Duration::from_secs(20), listener.accept()).await??;
+        agent.recv().await?;
+        let pods = std::iter::once((format!("{}-c", lane.name), &lane.client));
+        let servers = lane.servers.iter().enumerate().map(|(at, (pod, _))| (format!("{}-s{at}", lane.name), pod));
+        for (name, pod) in pods.chain(servers) {
+            let space = NetNs::open(pod.path())?;
+            let info = WorkloadInfo { name: name.clone(), namespace: "bench".into(), service_account: name.clone() };
+            let add = Payload::Add(AddWorkload { uid: format!("uid-{name}"), workload_info: Some(info) });
+            exchange(&agent, add, Some(&space)).await?;
+        }
+        exchange(&agent, Payload::SnapshotSent(SnapshotSent {}), None).await?;
+        Ok(Proxy { part, _agent: agent, _listener: listener, _directory: directory })
+    }
+
+    /// Sets the pods' own congestion control.
+    pub fn congestion(&self, lanes: &[Lane], name: &str) -> anyhow::Result<()> {
+        for lane in lanes {
+            for pod in std::iter::once(&lane.client).chain(lane.servers.iter().map(|(pod, _)| pod)) {
+                pod.sh(&format!("echo {name} > /proc/sys/net/ipv4/tcp_congestion_control"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn exchange(agent: &SeqPacket, payload: Payload, space: Option<&NetNs>) -> anyhow::Result<()> {
+    let bytes = WorkloadRequest { payload: Some(payload) }.encode_to_vec();
+    agent.send(&bytes, space.map(AsFd::as_fd)).await?;
+    let (answer, _) = tokio::time::timeout(Duration::from_secs(20), agent.recv()).await??;
+    let answer = WorkloadResponse::decode(&*answer)?;
+    match answer.payload {
+        Some(wire::zds::workload_response::Payload::Ack(ack)) if ack.error.is_empty() => Ok(()),
+        other => anyhow::bail!("the proxy does not serve a pod: {other:?}"),
+    }
+}
+
+impl Lane {
+    /// The process whose work is counted, if there is one.
+    pub fn worker(&self) -> Option<u32> {
+        let proxy = self.proxy.as_ref().map(|proxy| proxy.part.pid());
+        proxy.or(self.relay.as_ref().map(Part::pid))
+    }
+
+    pub fn targets(&self, port: u16) -> String {
+        let all: Vec<String> = self.servers.iter().map(|(_, address)| format!("{address}:{port}")).collect();
+        all.join(",")
+    }
+
+    pub fn load(&self, own: &Path, args: &[String]) -> anyhow::Result<Part> {
+        let mut command = self.client.command(own);
+        command.arg("load").args(args);
+        Part::start(&mut command)
+    }
+}
+
+/// Where our own program is.
+pub fn own() -> anyhow::Result<PathBuf> {
+    Ok(std::env::current_exe()?)
+}
