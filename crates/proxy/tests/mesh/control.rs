@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use mesh::{Policy, Service, Workload};
@@ -33,10 +34,17 @@ pub struct Control {
     shared: Arc<Shared>,
 }
 
+/// Version and encoding of a resource.
+type Versioned = (String, Vec<u8>);
+
 struct Shared {
     /// By type and name.
-    resources: Mutex<BTreeMap<(&'static str, String), Vec<u8>>>,
+    resources: Mutex<BTreeMap<(&'static str, String), Versioned>>,
     changed: watch::Sender<u64>,
+    /// Whether streams are served; those that there are end when it becomes false.
+    up: watch::Sender<bool>,
+    /// Bytes of resources that were sent.
+    sent: AtomicUsize,
     ca: Mutex<Ca>,
     nacks: Mutex<Vec<String>>,
 }
@@ -74,6 +82,8 @@ impl Control {
             shared: Arc::new(Shared {
                 resources: Mutex::default(),
                 changed: watch::Sender::new(0),
+                up: watch::Sender::new(true),
+                sent: AtomicUsize::new(0),
                 ca: Mutex::new(ca),
                 nacks: Mutex::default(),
             }),
@@ -89,8 +99,39 @@ impl Control {
     }
 
     fn put(&self, type_url: &'static str, name: String, value: Vec<u8>) {
-        self.shared.resources.lock().unwrap().insert((type_url, name), value);
+        let mut resources = self.shared.resources.lock().unwrap();
+        let changes = *self.shared.changed.borrow();
+        if resources.get(&(type_url, name.clone())).is_none_or(|(_, known)| *known != value) {
+            resources.insert((type_url, name), (format!("v{changes}"), value));
+        }
+        drop(resources);
         self.shared.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Takes a workload, service or policy away.
+    pub fn remove(&self, name: &str) {
+        self.shared.resources.lock().unwrap().retain(|(_, known), _| known != name);
+        self.shared.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Ends all streams and serves none until it is up again.
+    pub fn down(&self) {
+        self.shared.up.send_replace(false);
+    }
+
+    /// Serves streams again. A fresh one has never seen a version of the one before.
+    pub fn up(&self, fresh: bool) {
+        if fresh {
+            for (version, _) in self.shared.resources.lock().unwrap().values_mut() {
+                version.insert(0, 'n');
+            }
+        }
+        self.shared.up.send_replace(true);
+    }
+
+    /// Bytes of resources sent so far, over all streams.
+    pub fn sent(&self) -> usize {
+        self.shared.sent.load(Ordering::SeqCst)
     }
 
     pub fn workload(&self, workload: &Workload) {
@@ -131,10 +172,20 @@ impl Control {
 
     /// Certificate, key and root of an identity in PEM.
     pub fn pem(&self, identity: &mesh::Identity) -> (String, String, String) {
+        self.pem_with(identity, |_| {})
+    }
+
+    /// The same; the certificate is a bit different.
+    pub fn pem_with(
+        &self,
+        identity: &mesh::Identity,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> (String, String, String) {
         let ca = self.shared.ca.lock().unwrap();
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().unwrap())];
+        change(&mut params);
         let leaf = params.signed_by(&key, &ca.issuer).unwrap().pem();
         (leaf, key.serialize_pem(), ca.root.clone())
     }
@@ -181,10 +232,12 @@ impl Control {
         out: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     ) {
         let mut changed = self.shared.changed.subscribe();
-        let mut sent: BTreeMap<&'static str, BTreeMap<String, Vec<u8>>> = BTreeMap::new();
+        let mut up = self.shared.up.subscribe();
+        let mut sent: BTreeMap<&'static str, BTreeMap<String, String>> = BTreeMap::new();
         let mut nonce = 0;
         loop {
             tokio::select! {
+                () = async { drop(up.wait_for(|up| !up).await) } => return,
                 request = requests.message() => {
                     let Ok(Some(request)) = request else { return };
                     if let Some(error) = request.error_detail {
@@ -192,7 +245,7 @@ impl Control {
                     }
                     if request.response_nonce.is_empty() {
                         let type_url = TYPES.into_iter().find(|t| *t == request.type_url).unwrap();
-                        sent.insert(type_url, BTreeMap::new());
+                        sent.insert(type_url, request.initial_resource_versions);
                     } else {
                         continue;
                     }
@@ -200,16 +253,16 @@ impl Control {
                 _ = changed.changed() => {}
             }
             for (type_url, sent) in &mut sent {
-                let now: BTreeMap<String, Vec<u8>> = {
+                let now: BTreeMap<String, Versioned> = {
                     let all = self.shared.resources.lock().unwrap();
                     let of_type = all.iter().filter(|((t, _), _)| t == type_url);
                     of_type.map(|((_, name), value)| (name.clone(), value.clone())).collect()
                 };
-                let news = now.iter().filter(|(name, value)| sent.get(*name) != Some(value));
+                let news = now.iter().filter(|(name, (version, _))| sent.get(*name) != Some(version));
                 let resources: Vec<Resource> = news
-                    .map(|(name, value)| Resource {
+                    .map(|(name, (version, value))| Resource {
                         name: name.clone(),
-                        version: "1".into(),
+                        version: version.clone(),
                         resource: Some(prost_types::Any {
                             type_url: (*type_url).into(),
                             value: value.clone(),
@@ -224,7 +277,9 @@ impl Control {
                     continue;
                 }
                 nonce += 1;
-                *sent = now;
+                let bytes: usize = resources.iter().map(Message::encoded_len).sum();
+                self.shared.sent.fetch_add(bytes, Ordering::SeqCst);
+                *sent = now.into_iter().map(|(name, (version, _))| (name, version)).collect();
                 let response = DeltaDiscoveryResponse {
                     type_url: (*type_url).into(),
                     nonce: nonce.to_string(),
@@ -257,6 +312,9 @@ impl AggregatedDiscoveryService for Control {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        if !*self.shared.up.borrow() {
+            return Err(Status::unavailable("down"));
+        }
         let (out, responses) = mpsc::channel(16);
         tokio::spawn(self.clone().serve(request.into_inner(), out));
         Ok(Response::new(ReceiverStream::new(responses)))

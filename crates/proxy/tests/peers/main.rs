@@ -13,3 +13,4 @@ mod namespaces;
 mod foreign;
 mod gateways;
 mod reporting;
+mod stack;
