@@ -27,6 +27,8 @@ enum Command {
     Uninstall(cmd::install::UninstallArgs),
     /// Open the live graph and the scrape proof of the mesh in a browser
     Dashboard(cmd::dashboard::Args),
+    /// Why something is as it is: `ambit explain pod NAMESPACE/NAME`
+    Explain(cmd::explain::Args),
     /// Run the control plane
     Control(cmd::control::Args),
     /// Run the node agent
@@ -51,6 +53,7 @@ fn main() -> std::process::ExitCode {
         Command::Install(args) => cmd::install::install(args),
         Command::Uninstall(args) => cmd::install::uninstall(args),
         Command::Dashboard(args) => cmd::dashboard::run(args),
+        Command::Explain(args) => cmd::explain::run(args),
         Command::Control(args) => cmd::control::run(args),
         Command::Agent(args) => cmd::agent::run(args),
         Command::Cni(args) => cmd::cni::run(args),

@@ -14,6 +14,7 @@ mod member;
 mod peers;
 mod plugin;
 mod queue;
+mod status;
 mod stock;
 mod watch;
 mod wish;
@@ -53,8 +54,8 @@ use crate::zds::Zds;
 use member::Member;
 use queue::Queue;
 
-/// How many pods are worked on at once.
-const WORKERS: usize = 8;
+/// How many pods are worked on at once. Mostly they wait: for the kernel, for a proxy, for connections to be idle.
+const WORKERS: usize = 32;
 /// How often pods are looked at that some proxy still owes.
 const OWED_TICK: Duration = Duration::from_secs(5);
 /// How often the installed plugin is looked at.
@@ -136,6 +137,7 @@ pub async fn run(config: Config, client: Client, stop: CancellationToken) -> any
         result = synced.wait_for(|synced| *synced) => { result.context("the watches ended before they had begun")?; }
     }
     stock::take(&node).await;
+    status::serve(&node, servers.clone()).await?;
     tasks.spawn(work_off(node.clone(), work.clone()));
     tasks.spawn(peers::follow(node.clone(), work.clone()));
     tasks.spawn(follow_proxies(node.clone(), work.clone()));

@@ -13,6 +13,9 @@ pub const PROBE_SNAT_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
 pub const PROBE_SNAT_V6: Ipv6Addr =
     Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff);
 
+/// Where the node agent tells of single pods, on loopback.
+pub const STATUS_PORT: u16 = 15016;
+
 /// The node agent's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -51,6 +54,8 @@ pub struct Config {
     pub monitoring_port: u16,
     /// Port of `/readyz` and `/healthz`; none when 0.
     pub health_port: u16,
+    /// Port on loopback that tells of single pods; none when 0.
+    pub status_port: u16,
     /// How long a connection that is older than the enrolment may stay when it never becomes idle.
     pub older_grace: Duration,
     /// Peers whose connections are never ended for being old: the API server is never in the mesh.
@@ -69,8 +74,11 @@ pub struct CniInstall {
     /// The node's file system, to look there where the runtime really searches
     /// ([`places`](crate::install::places)); with none, the mounted directories are all there is.
     pub node_root: Option<PathBuf>,
-    /// The configuration to extend; the first valid one when not given.
+    /// The configuration to extend, the first valid one when not given; or the name of our own one.
     pub conf_name: Option<String>,
+    /// The plugin stands last in the cluster's own configuration; otherwise in one of its own, for meta plugins that
+    /// call each configuration themselves (Multus, as on OpenShift).
+    pub chained: bool,
     /// The binary to copy.
     pub binary: PathBuf,
 }

@@ -185,6 +185,22 @@ pub fn judge(rules: &Rules, pod: &Pod, namespace_labels: &Labels) -> Verdict {
     Verdict::Not(if opted_out { Reason::OptedOut } else { Reason::NotSelected })
 }
 
+/// By what a pod was chosen that is to be enrolled, in words.
+pub fn chosen_by(rules: &Rules, pod: &Pod, namespace_labels: &Labels) -> String {
+    let none = Labels::new();
+    let labels = pod.metadata.labels.as_ref().unwrap_or(&none);
+    let ambient = |labels: &Labels| labels.get(MODE_LABEL).is_some_and(|mode| mode == MODE_AMBIENT);
+    let matches = |pair: &&Pair| pair.pod.matches(labels) && pair.namespace.matches(namespace_labels);
+    match rules.pairs.iter().position(|pair| matches(&pair)) {
+        Some(_) if ambient(labels) => format!("its label {MODE_LABEL} is {MODE_AMBIENT}"),
+        Some(_) if ambient(namespace_labels) => {
+            format!("the label {MODE_LABEL} of its namespace is {MODE_AMBIENT}")
+        }
+        Some(index) => format!("enablement selector {} of the node agent selects it", index + 1),
+        None => "nothing selects it".to_owned(),
+    }
+}
+
 /// Whether a pod has ended for good: its address may be somebody else's by now.
 pub fn finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());

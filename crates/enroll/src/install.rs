@@ -19,6 +19,10 @@ use crate::config::CniInstall;
 
 /// Name of the installed binary and type of the entry.
 pub const PLUGIN: &str = "ambit-cni";
+/// File of a configuration of our own, unless it is named.
+const OWN: &str = "ambit-cni.conf";
+/// Version of the specification that it is written in: the newest that every meta plugin in use understands.
+const OWN_VERSION: &str = "0.3.1";
 /// What a configuration looked like before is kept under its own name with this after it.
 const BEFORE: &str = ".before-ambit";
 
@@ -95,10 +99,37 @@ impl Installer {
     /// Makes good whatever is amiss. The entry is written only once the binary is in a directory that the runtime
     /// searches.
     pub fn ensure(&self) -> Result<Done, Error> {
+        if !self.place.chained {
+            return self.ensure_own();
+        }
         let place = places::find(&self.place)?;
         let binary = self.ensure_binary(&place.bin_dir)?;
         let entry = self.ensure_entry(&place.conf)?;
         Ok(Done { changed: binary || entry, place })
+    }
+
+    /// A configuration of our own beside the cluster's, in the two directories that were named: who calls it reads
+    /// it there, and no runtime does, so nothing can be detected and nobody else's file is touched.
+    fn ensure_own(&self) -> Result<Done, Error> {
+        let place = places::Place {
+            conf: self.own_file(),
+            bin_dir: self.place.bin_dir.clone(),
+            found_by: "named, a configuration of its own".to_owned(),
+        };
+        let binary = self.ensure_binary(&place.bin_dir)?;
+        let mut wanted = serde_json::json!({"cniVersion": OWN_VERSION});
+        if let (Value::Object(wanted), Value::Object(entry)) = (&mut wanted, &self.entry) {
+            wanted.extend(entry.clone());
+        }
+        let there = read_json(&place.conf).is_some_and(|(_, there)| there == wanted);
+        if !there {
+            replace(&place.conf, conflist::text(&wanted).as_bytes(), 0o600)?;
+        }
+        Ok(Done { changed: binary || !there, place })
+    }
+
+    fn own_file(&self) -> PathBuf {
+        self.place.net_dir.join(self.place.conf_name.as_deref().unwrap_or(OWN))
     }
 
     fn ensure_binary(&self, bin_dir: &Path) -> Result<bool, Error> {
@@ -154,6 +185,15 @@ impl Installer {
     /// told. Doing it twice is no error.
     pub fn uninstall(&self) -> Vec<Error> {
         let mut failed = Vec::new();
+        let own = self.own_file();
+        let is_ours =
+            |(_, config): (String, Value)| config.get("type").and_then(Value::as_str) == Some(PLUGIN);
+        if !self.place.chained
+            && read_json(&own).is_some_and(is_ours)
+            && let Err(source) = std::fs::remove_file(&own)
+        {
+            failed.push(Error::Io { what: "remove", path: own, source });
+        }
         for dir in places::net_dirs(&self.place) {
             match configurations(&dir) {
                 Ok(paths) => failed.extend(paths.iter().filter_map(|path| restore(path).err())),

@@ -26,6 +26,7 @@ pub mod older;
 pub mod privileges;
 pub mod probes;
 pub mod redirect;
+pub mod status;
 pub mod strict;
 pub mod zds;
 

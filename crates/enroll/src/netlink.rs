@@ -52,6 +52,12 @@ impl Netlink {
         self.receive(|_, _| ())
     }
 
+    /// Asks for one thing and hands its body to `each`. A refusal is the kernel's error number.
+    pub fn ask(&mut self, kind: u16, body: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
+        self.send(kind, NLM_F_REQUEST | NLM_F_ACK, body)?;
+        self.receive(|_, body| each(body))
+    }
+
     /// Asks for all of something and hands each answer's body to `each`.
     pub fn dump(&mut self, kind: u16, body: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
         self.send(kind, NLM_F_REQUEST | NLM_F_DUMP, body)?;

@@ -131,6 +131,37 @@ pub async fn remove(namespace: &NetNs, backend: Backend) -> Result<(), Error> {
     rules
 }
 
+/// Takes away the rules that `backend` wrote and leaves the routing: for a node that has changed to another one.
+pub async fn remove_rules(namespace: &NetNs, backend: Backend) -> Result<(), Error> {
+    write(namespace, Extent::Nothing, backend).await
+}
+
+/// The mesh's tables, or with iptables its chains by table, that are in `namespace` now.
+pub async fn present(namespace: &NetNs, backend: Backend) -> Result<Vec<String>, Error> {
+    let Backend::Iptables(variant) = backend else {
+        let all = firewall::run(Some(namespace), "nft", &["list", "tables"], "").await?;
+        let ours = all.lines().filter_map(|line| line.strip_prefix("table "));
+        return Ok(ours.filter(|table| table.contains(" istio-ambient-")).map(str::to_owned).collect());
+    };
+    let mut found = Vec::new();
+    for ipv6 in [false, true] {
+        if ipv6 && !routing::has_ipv6(namespace) {
+            continue;
+        }
+        let all = firewall::run(Some(namespace), &variant.program(ipv6, "save"), &[], "").await?;
+        let mut table = "";
+        for line in all.lines() {
+            if let Some(name) = line.strip_prefix('*') {
+                table = name;
+            } else if let Some(chain) = line.strip_prefix(":ISTIO_") {
+                let chain = chain.split(' ').next().unwrap_or_default();
+                found.push(format!("{} {table} ISTIO_{chain}", if ipv6 { "ip6" } else { "ip" }));
+            }
+        }
+    }
+    Ok(found)
+}
+
 async fn write(namespace: &NetNs, extent: Extent<'_>, backend: Backend) -> Result<(), Error> {
     let Backend::Iptables(variant) = backend else {
         let script = match extent {

@@ -49,8 +49,11 @@ pub struct Args {
     #[arg(long, env = "CNI_AGENT_RUN_DIR", default_value = "/var/run/istio-cni")]
     run_dir: PathBuf,
     /// Install the CNI plugin
-    #[arg(long, env = "CHAINED_CNI_PLUGIN", action = clap::ArgAction::Set, default_value_t = true)]
+    #[arg(long, env = "AMBIT_INSTALL_CNI", action = clap::ArgAction::Set, default_value_t = true)]
     install_cni: bool,
+    /// Put the plugin into the cluster's own network configuration; off: into one of its own (Multus, OpenShift)
+    #[arg(long, env = "CHAINED_CNI_PLUGIN", action = clap::ArgAction::Set, default_value_t = true)]
+    chained: bool,
     /// Directory of the node's network configurations
     #[arg(long, env = "MOUNTED_CNI_NET_DIR", default_value = "/host/etc/cni/net.d")]
     cni_net_dir: PathBuf,
@@ -75,6 +78,9 @@ pub struct Args {
     /// Port of /readyz and /healthz, 0 for none
     #[arg(long, env = "HEALTH_PORT", default_value_t = 8000)]
     health_port: u16,
+    /// Port on loopback that `ambit explain pod` asks, 0 for none
+    #[arg(long, env = "AMBIT_STATUS_PORT", default_value_t = enroll::config::STATUS_PORT)]
+    status_port: u16,
     /// Source address of probes as pods see them
     #[arg(long, env = "HOST_PROBE_SNAT_IP", default_value_t = PROBE_SNAT_V4)]
     probe_snat_ip: Ipv4Addr,
@@ -140,6 +146,7 @@ impl Args {
             bin_dir: self.cni_bin_dir,
             node_root: self.cni_detect.then(|| self.host_proc.join("1/root")),
             conf_name: self.cni_conf_name.filter(|name| !name.is_empty()),
+            chained: self.chained,
             binary: "/proc/self/exe".into(),
         });
         Ok(Config {
@@ -160,6 +167,7 @@ impl Args {
             host_root: self.host_root,
             monitoring_port: self.monitoring_port,
             health_port: self.health_port,
+            status_port: self.status_port,
             older_grace: Duration::from_secs(self.older_connections_grace),
             never_end: api.map(|ip| SocketAddr::new(ip, self.api_port)).into_iter().collect(),
             safe_upgrade: !self.disable_safe_upgrade,

@@ -4,6 +4,7 @@ pub mod cni;
 pub mod control;
 pub mod dashboard;
 pub mod demo;
+pub mod explain;
 pub mod install;
 pub mod lab;
 pub mod observe;

@@ -18,6 +18,7 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("cni.confDir", "/etc/cni/net.d"),
     ("cni.netnsDir", "/var/run/netns"),
     ("cni.detect", "true"),
+    ("cni.chained", "true"),
     ("cni.dnsCapture", "false"),
 ];
 

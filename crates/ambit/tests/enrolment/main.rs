@@ -198,6 +198,7 @@ async fn many_pods_join_and_leave_under_requests_and_none_is_lost() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert!(ears.heard(quiet).is_err(), "{quiet} was readable: {:#?}", shown(&ears.who(quiet)));
 
+        explained(&lab, crowd.first().unwrap());
         for (name, before, netns) in &untouched {
             assert_eq!(&footprint(netns), before, "{name} was touched");
         }
@@ -231,6 +232,26 @@ async fn many_pods_join_and_leave_under_requests_and_none_is_lost() {
     said(&client, "opted-out", "NotEnrolled", "its label istio.io/dataplane-mode is none").await;
     said(&client, "sidecar", "NotEnrolled", "it has a sidecar").await;
     said(&client, crowd.first().unwrap(), "Enrolled", "the node proxy carries").await;
+}
+
+/// `ambit explain pod` tells of a pod that is in what is really there, and of one that is out why.
+fn explained(lab: &TestLab, name: &str) {
+    let ask = |name: &str| -> serde_json::Value {
+        let text = lab.must(&["explain", "pod", &format!("{NAMESPACE}/{name}"), "-o", "json"]);
+        serde_json::from_str(&text).unwrap()
+    };
+    let inside = ask(name);
+    assert!(inside["agent"].as_str().is_some_and(|agent| agent.starts_with("ambit-agent")), "{inside}");
+    assert_eq!((&inside["enrolled"], &inside["carried"]), (&true.into(), &true.into()), "{inside}");
+    assert_eq!(inside["why"], "the label istio.io/dataplane-mode of its namespace is ambient");
+    assert_eq!(inside["rules"].as_array().unwrap().len(), 2, "{inside}");
+    assert!(inside["listeners"].as_array().unwrap().len() >= 3 && inside["since"].is_u64(), "{inside}");
+    assert!(inside["events"].as_array().unwrap().iter().any(|said| said["reason"] == "Enrolled"), "{inside}");
+    let out = ask("opted-out");
+    assert_eq!((&out["enrolled"], &out["rules"]), (&false.into(), &serde_json::json!([])), "{out}");
+    assert_eq!(out["why"], "its label istio.io/dataplane-mode is none");
+    println!("{}", lab.must(&["explain", "pod", &format!("{NAMESPACE}/{name}")]));
+    println!("{}", lab.must(&["explain", "pod", &format!("{NAMESPACE}/opted-out")]));
 }
 
 /// Says a new word again and again until one of them is not heard for a while.

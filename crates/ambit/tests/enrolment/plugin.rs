@@ -131,3 +131,47 @@ fn hostile_input_is_answered_with_an_error_and_never_hangs_or_panics() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap()["code"], 4);
 }
+
+/// Every command in every version of the specification: what is no ADD never stands in the way, an ADD without an
+/// agent is one object of the version that was asked in, and an unknown version is named beside those that are known.
+#[test]
+fn every_command_keeps_its_promise_in_every_version() {
+    let plugin = Called::new();
+    let known = enroll::config::known_file(plugin.run_dir());
+    enroll::cni::Known { namespaces: ["other".to_owned()].into() }.write(&known).unwrap();
+    let all = enroll::cni::plugin::VERSIONS;
+    for version in all {
+        let mut config = plugin.config();
+        config["cniVersion"] = json!(version);
+        config["prevResult"] = match version {
+            "0.1.0" | "0.2.0" => json!({"cniVersion": version, "ip4": {"ip": "10.1.2.3/24"}, "dns": {}}),
+            _ => {
+                json!({"cniVersion": version, "ips": [{"version": "4", "address": "10.1.2.3/24"}], "dns": {}})
+            }
+        };
+        let text = config.to_string();
+        let (status, result) = plugin.add(text.as_bytes());
+        assert_eq!((status, &result), (Some(0), &config["prevResult"]), "ADD {version}");
+        // Alone in a configuration of its own there is nothing to hand on.
+        config.as_object_mut().unwrap().remove("prevResult");
+        let (status, result) = plugin.add(config.to_string().as_bytes());
+        assert_eq!((status, &result["cniVersion"]), (Some(0), &json!(version)), "ADD alone {version}");
+        for command in ["DEL", "CHECK", "GC", "STATUS"] {
+            let output = plugin.call(&[("CNI_COMMAND", command)], text.as_bytes());
+            assert!(output.status.success() && output.stdout.is_empty(), "{command} {version}");
+        }
+        let output = plugin.call(&[("CNI_COMMAND", "VERSION")], text.as_bytes());
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&answer["cniVersion"], &answer["supportedVersions"]), (&json!(version), &json!(all)));
+    }
+    let mut config = plugin.config();
+    config["cniVersion"] = json!("2.0.0");
+    let (status, error) = plugin.add(config.to_string().as_bytes());
+    assert_eq!((status, &error["code"]), (Some(1), &json!(1)));
+    assert!(error["details"].as_str().unwrap().contains("1.1.0"), "{error}");
+    for command in ["", "add", "ADD ", "\u{fffd}"] {
+        let output = plugin.call(&[("CNI_COMMAND", command)], plugin.config().to_string().as_bytes());
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap()["code"], 4, "{command:?}");
+    }
+}

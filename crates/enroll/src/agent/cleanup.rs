@@ -8,6 +8,7 @@ use netns::NetNs;
 
 use super::{Node, announce, exempt, installer};
 use crate::config::{Config, known_file};
+use crate::firewall::Backend;
 use crate::netns_of::remembered::{Record, Remembered};
 use crate::netns_of::{Finder, Wanted, addresses};
 use crate::older::{Exempt, Policy, sweep};
@@ -80,17 +81,20 @@ pub async fn cleanup(config: &Config, client: Option<&Client>) -> Vec<String> {
         match held.filter(|netns| {
             addresses(netns).is_ok_and(|there| record.ips.iter().any(|ip| there.contains(ip)))
         }) {
-            Some(netns) => namespaces.push(netns),
+            Some(netns) => namespaces.push((netns, record.written_by.clone())),
             None => {
                 missing.insert(uid.clone(), record.ips.clone());
             }
         }
     }
     match tokio::task::spawn_blocking(move || finder.find(&missing)).await {
-        Ok(found) => namespaces.extend(found.into_values()),
+        Ok(found) => namespaces.extend(found.into_iter().map(|(uid, netns)| {
+            let written_by = records.get(&uid).map(|record| record.written_by.clone());
+            (netns, written_by.unwrap_or_default())
+        })),
         Err(error) => failed.push(format!("cannot look for network namespaces: {error}")),
     }
-    for netns in &namespaces {
+    for (netns, _) in &namespaces {
         failed.extend(
             redirect::stop_capturing(netns, config.firewall).await.err().map(|error| error.to_string()),
         );
@@ -103,9 +107,13 @@ pub async fn cleanup(config: &Config, client: Option<&Client>) -> Vec<String> {
     // Proxies may still be there: what they hold ends when it is idle, so that programs dial anew, past them.
     let policy = Policy::with_grace(config.older_grace);
     let exempt = exempt(config).unwrap_or_default();
-    let drains = namespaces.iter().cloned().map(|netns| drain(netns, exempt.clone(), policy));
+    let drains = namespaces.iter().cloned().map(|(netns, _)| drain(netns, exempt.clone(), policy));
     failed.extend(futures::future::join_all(drains).await.into_iter().flatten());
-    for netns in &namespaces {
+    for (netns, written_by) in &namespaces {
+        let earlier = written_by.iter().filter_map(|name| Backend::named(name));
+        for tools in earlier.filter(|tools| *tools != config.firewall) {
+            failed.extend(redirect::remove_rules(netns, tools).await.err().map(|error| error.to_string()));
+        }
         failed.extend(redirect::remove(netns, config.firewall).await.err().map(|error| error.to_string()));
     }
     failed.extend(remembered.erase().err().map(|error| error.to_string()));

@@ -22,6 +22,7 @@ use super::plugin::Told;
 use super::wish::{Wish, annotation, info, ips, namespace_labels, wish};
 use super::{Node, events, note_outside, told_by_rules};
 use crate::eligibility::{MODE_AMBIENT, MODE_LABEL, Reason};
+use crate::firewall::Backend;
 use crate::netns_of::remembered::Record;
 use crate::netns_of::{Wanted, addresses};
 use crate::older::{Policy, sweep};
@@ -39,7 +40,7 @@ const LINGER: Duration = Duration::from_secs(5);
 pub(super) struct Member {
     namespace: String,
     name: String,
-    netns: Option<NetNs>,
+    pub(super) netns: Option<NetNs>,
     /// Path of the namespace, where CNI ADD told one.
     path: Option<String>,
     /// The rules that are in place in that namespace.
@@ -50,7 +51,7 @@ pub(super) struct Member {
     /// Where plaintext is illegal, as the sweeper was told.
     strict: Option<Strictness>,
     /// The reason why it is out of the mesh, logged when it changes.
-    waiting_for: Option<String>,
+    pub(super) waiting_for: Option<String>,
 }
 
 impl Member {
@@ -188,12 +189,20 @@ async fn join_steps(
                 "ignoring an annotation"
             );
         }
-        remember(node, uid, member, &netns);
+        let earlier = earlier_tools(node, uid);
+        remember(node, uid, member, &netns, &earlier);
         member.strict = None;
         told_by_rules(
             redirect::apply(&netns, &options, node.config.firewall).await,
             "its traffic cannot be redirected",
         )?;
+        for tools in &earlier {
+            // The new rules stand: at no moment was the pod without.
+            told_by_rules(
+                redirect::remove_rules(&netns, *tools).await,
+                "its earlier rules cannot be removed",
+            )?;
+        }
         member.rules = Some(options);
         tracing::info!(namespace = member.namespace, pod = member.name, uid, ips = ?member.ips, "pod is redirected");
     }
@@ -205,7 +214,7 @@ async fn join_steps(
         announce(node, pod, member, Some("enabled")).await?;
         node.events.enrolled(pod);
     }
-    remember(node, uid, member, &netns);
+    remember(node, uid, member, &netns, &[]);
     Ok(())
 }
 
@@ -256,7 +265,25 @@ pub(super) fn remembered(node: &Node, uid: &str, ips: &[IpAddr]) -> Option<(NetN
     (record.is(netns.id()) && has_any(&netns, ips)).then_some((netns, path))
 }
 
-fn remember(node: &Node, uid: &str, member: &Member, netns: &NetNs) {
+/// What an earlier agent wrote this pod's rules with, if it was something else.
+fn earlier_tools(node: &Node, uid: &str) -> Vec<Backend> {
+    let names = node.remembered.get(uid).map(|record| record.written_by).unwrap_or_default();
+    let all = names.iter().filter_map(|name| Backend::named(name));
+    all.filter(|tools| *tools != node.config.firewall).collect()
+}
+
+/// Takes all rules and the routing out of a namespace, whatever they were written with.
+async fn remove_all(node: &Node, uid: &str, netns: &NetNs) -> Result<(), redirect::Error> {
+    for tools in earlier_tools(node, uid) {
+        redirect::remove_rules(netns, tools).await?;
+    }
+    redirect::remove(netns, node.config.firewall).await
+}
+
+fn remember(node: &Node, uid: &str, member: &Member, netns: &NetNs, earlier: &[Backend]) {
+    let before = node.remembered.get(uid);
+    let same = before.filter(|record| record.is(netns.id()));
+    let since = same.and_then(|record| record.since).or_else(|| member.announced.then(now));
     let record = Record {
         namespace: member.namespace.clone(),
         name: member.name.clone(),
@@ -264,10 +291,17 @@ fn remember(node: &Node, uid: &str, member: &Member, netns: &NetNs) {
         path: member.path.clone(),
         ino: netns.id().ino,
         dev: netns.id().dev,
+        since,
+        written_by: earlier.iter().chain([&node.config.firewall]).map(Backend::to_string).collect(),
     };
     if let Err(error) = node.remembered.put(uid, record) {
         tracing::warn!(namespace = member.namespace, pod = member.name, %error, "cannot remember the pod");
     }
+}
+
+fn now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
 }
 
 /// Says once why a pod is out that looks as if it were in.
@@ -334,10 +368,7 @@ async fn leave(
     }
     note(&mut failed, node.zds.del(uid).await.context("a node proxy did not let go of it"));
     if let Some(netns) = &netns {
-        note(
-            &mut failed,
-            told_by_rules(redirect::remove(netns, node.config.firewall).await, "its rules cannot be removed"),
-        );
+        note(&mut failed, told_by_rules(remove_all(node, uid, netns).await, "its rules cannot be removed"));
     }
     finish(node, uid, failed)?;
     node.events.not_enrolled(pod, reason);

@@ -14,6 +14,7 @@ use super::Node;
 use crate::cni::event::{Answer, Event};
 use crate::cni::server::{self, Failure, Question};
 use crate::eligibility::{Verdict, judge};
+use crate::netns_of::addresses;
 
 /// How long the plugin may wait for us in all; it gives up a little later itself.
 const PATIENCE: Duration = Duration::from_secs(22);
@@ -135,12 +136,24 @@ async fn enrol(
     // When none comes the work says so itself.
     let proxy = async { live.wait_for(|live| *live > 0).await.is_ok() };
     let _ = tokio::time::timeout(PROXY_PATIENCE, proxy).await;
-    let ips = event.addresses();
+    let mut ips = event.addresses();
+    if ips.is_empty() {
+        // In a configuration of its own the plugin hears nothing of the others; the namespace shows what they did.
+        let there = addresses(&netns).map_err(|error| error.to_string())?;
+        ips = there.into_iter().filter(|ip| !ip.is_loopback() && !is_link_local(ip)).collect();
+    }
     let (waiter, outcome) = oneshot::channel();
     let told = Told { path: event.netns, netns, ips, pod, namespace, done: waiter };
     node.told.lock().insert(uid.clone(), told);
     node.push(uid);
     outcome.await.map_err(|_| "a later call for the same pod took its place, or the node agent is ending")?
+}
+
+fn is_link_local(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
 }
 
 /// The pod and its namespace: what the watches show, else what the API server says. The kubelet may be faster

@@ -26,6 +26,11 @@ impl Queue {
         self.items.entry(uid).or_default().due = Some(now);
     }
 
+    /// Whether a pod is being worked on or is to be at once.
+    pub(super) fn is_working(&self, uid: &str) -> bool {
+        self.items.get(uid).is_some_and(|item| item.working || (item.due.is_some() && item.failures == 0))
+    }
+
     /// The pod that has waited longest, if one is due. It stays with the caller until [`Queue::done`].
     pub(super) fn pop(&mut self, now: Instant) -> Option<String> {
         let (uid, item) = self

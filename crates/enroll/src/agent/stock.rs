@@ -1,6 +1,6 @@
 //! Before anybody is served: which pods are to be in the mesh, and where their network namespaces are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kube::ResourceExt;
@@ -9,8 +9,25 @@ use super::Node;
 use super::member::{Member, remembered};
 use super::wish::{annotation, info, ips, namespace_labels};
 use crate::eligibility::{Verdict, judge};
+use crate::firewall::Backend;
 use crate::netns_of::Wanted;
+use crate::probes;
 use crate::zds::Workload;
+
+/// An earlier agent may have written the node's probe rules with other tools. Those of the pods go one by one, each
+/// once its new rules stand.
+async fn change_of_firewall(node: &Node) {
+    let now = node.config.firewall.to_string();
+    let before: BTreeSet<String> =
+        node.remembered.all().into_values().flat_map(|record| record.written_by).collect();
+    for name in before.into_iter().filter(|name| *name != now) {
+        let Some(backend) = Backend::named(&name) else { continue };
+        match probes::remove_all(backend).await {
+            Ok(()) => tracing::info!(before = name, now, "the node's rules are written with other tools now"),
+            Err(error) => tracing::warn!(before = name, %error, "cannot remove the earlier probe rules"),
+        }
+    }
+}
 
 /// Before anybody is served: finds the namespaces of all pods that are to be in the mesh, in one pass, and lists
 /// those that an earlier agent enrolled, so that a proxy's snapshot is complete and probes go on without a gap.
@@ -49,6 +66,7 @@ pub(super) async fn take(node: &Arc<Node>) {
         }
         node.members.lock().insert(uid, Member::found(pod, netns, path));
     }
+    change_of_firewall(node).await;
     tracing::info!(to_enrol = pods.len(), enrolled_before = exempt.len(), "took stock of the node's pods");
     if let Err(error) = node.probes.reset(exempt).await {
         tracing::error!(%error, "cannot exempt probes; enrolled pods may become unready under strict policies");

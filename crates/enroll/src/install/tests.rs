@@ -30,7 +30,7 @@ impl Node {
         Self {
             dir,
             installer: Installer::new(
-                CniInstall { net_dir, bin_dir, node_root: None, conf_name: None, binary },
+                CniInstall { net_dir, bin_dir, node_root: None, conf_name: None, chained: true, binary },
                 entry,
             ),
         }
@@ -73,6 +73,37 @@ fn a_single_configuration_becomes_a_list_and_comes_back_as_it_was() {
     assert_eq!(node.files(), BTreeMap::from([("10-net.conf".to_owned(), SINGLE.to_owned())]));
     assert_eq!(std::fs::read_dir(&node.installer.place.bin_dir).unwrap().count(), PLUGINS.len());
     assert!(node.installer.uninstall().is_empty());
+}
+
+#[test]
+fn a_configuration_of_its_own_touches_nobody_elses_and_goes_without_a_trace() {
+    let mut node = Node::new(&[("00-multus.conf", SINGLE)]);
+    node.installer.place.chained = false;
+    let before = node.files();
+    assert!(node.installer.ensure().unwrap().changed);
+    assert!(!node.installer.ensure().unwrap().changed, "done once is done");
+    let own = node.json("ambit-cni.conf");
+    assert_eq!((&own["type"], &own["cniVersion"]), (&PLUGIN.into(), &"0.3.1".into()));
+    assert_eq!(own["cni_agent_run_dir"], "/run/x");
+    assert_eq!(node.files()["00-multus.conf"], SINGLE);
+    assert!(node.dir.path().join("bin").join(PLUGIN).exists());
+    // Somebody rewrites it, somebody takes it away.
+    let path = node.installer.own_file();
+    std::fs::write(&path, "{").unwrap();
+    assert!(node.installer.ensure().unwrap().changed);
+    std::fs::remove_file(&path).unwrap();
+    assert!(node.installer.ensure().unwrap().changed);
+    assert!(node.installer.uninstall().is_empty());
+    assert_eq!(node.files(), before);
+    assert!(!node.dir.path().join("bin").join(PLUGIN).exists());
+}
+
+#[test]
+fn a_file_of_somebody_else_under_our_name_is_left_by_the_uninstallation() {
+    let mut node = Node::new(&[("ambit-cni.conf", SINGLE)]);
+    node.installer.place.chained = false;
+    assert!(node.installer.uninstall().is_empty());
+    assert_eq!(node.files()["ambit-cni.conf"], SINGLE);
 }
 
 #[test]

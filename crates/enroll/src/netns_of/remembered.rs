@@ -31,6 +31,12 @@ pub struct Record {
     /// Device of that inode.
     #[serde(default)]
     pub dev: u64,
+    /// When it came into the mesh, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
+    /// The tools that have written rules into it, by name: more than one while a node changes from one to another.
+    #[serde(default)]
+    pub written_by: Vec<String>,
 }
 
 impl Record {
@@ -102,18 +108,27 @@ impl Remembered {
     }
 
     fn save(&self, records: &BTreeMap<String, Record>) -> std::io::Result<()> {
-        replace(&self.file, &serde_json::to_vec(records)?, 0o600)
+        // It need not survive a power cut: neither does any pod's namespace.
+        new_content(&self.file, &serde_json::to_vec(records)?, 0o600)?
+            .persist(&self.file)
+            .map_err(|error| error.error)?;
+        Ok(())
     }
 }
 
 /// Replaces a file in one step: readers see the old content or the new one.
 pub fn replace(file: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
+    let new = new_content(file, content, mode)?;
+    new.as_file().sync_all()?;
+    new.persist(file).map_err(|error| error.error)?;
+    Ok(())
+}
+
+fn new_content(file: &Path, content: &[u8], mode: u32) -> std::io::Result<tempfile::NamedTempFile> {
     use std::os::unix::fs::PermissionsExt;
     let directory = file.parent().unwrap_or(Path::new("/"));
     let mut new = tempfile::Builder::new().prefix(".ambit-").suffix(".tmp").tempfile_in(directory)?;
     new.write_all(content)?;
     new.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
-    new.as_file().sync_all()?;
-    new.persist(file).map_err(|error| error.error)?;
-    Ok(())
+    Ok(new)
 }

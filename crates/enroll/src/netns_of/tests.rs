@@ -43,6 +43,8 @@ fn what_is_remembered_survives_and_nonsense_counts_as_nothing() {
         path: Some("/run/netns/x".into()),
         ino: 7,
         dev: 4,
+        since: Some(7),
+        written_by: vec!["nftables".into()],
     };
     Remembered::load(dir.path()).put(UID, record.clone()).unwrap();
     let again = Remembered::load(dir.path());

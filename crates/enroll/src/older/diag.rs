@@ -127,6 +127,19 @@ impl Diag {
         Ok(sockets)
     }
 
+    /// One socket as it is now; nothing when it is gone. Listing walks the sockets of the whole machine to find those
+    /// of a namespace; this looks up one.
+    pub fn get(&mut self, id: &Id) -> io::Result<Option<Socket>> {
+        let mut socket = None;
+        let body = request(id.family, u32::MAX, &id.bytes);
+        match self.0.ask(SOCK_DIAG_BY_FAMILY, &body, |body| socket = decode(body)) {
+            // A younger socket that has its ports is another one.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => Ok(None),
+            Err(error) => Err(error),
+            Ok(()) => Ok(socket.filter(|socket| socket.id == *id)),
+        }
+    }
+
     /// Ends a socket. One that is gone already is no error.
     pub fn destroy(&mut self, id: &Id) -> io::Result<()> {
         match self.0.request(SOCK_DESTROY, 0, &request(id.family, u32::MAX, &id.bytes)) {

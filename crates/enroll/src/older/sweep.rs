@@ -3,8 +3,12 @@
 //! One task for the node. A pod is tracked from the moment its rules are in place; the list made then names its
 //! older connections once and for all, since everything dialled later is redirected. A pod is dropped from the
 //! task when none of them is left, when it leaves the mesh, or when its namespace is gone.
+//!
+//! To list a namespace's sockets the kernel walks those of the whole machine, which takes milliseconds however few
+//! they are. So a pod is listed when it comes, once more to be sure, and then each of its connections is asked for by
+//! name; and all of it happens off the threads that serve everything else.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,14 +17,22 @@ use netns::NetNs;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use parking_lot::Mutex;
+
 use super::diag::{Diag, Id, State};
 use super::{Connection, Exempt, Outside, Policy, Side, Verdict, carried, due, illegal, older};
 use crate::metrics::Metrics;
+use crate::status::OlderConnection;
 use crate::strict::Strictness;
 
 /// How often connections are looked at while any is left. No round number: what clients do every quarter of a second
 /// must not be looked at in the same phase each time.
 pub const TICK: Duration = Duration::from_millis(211);
+
+/// Up to so many connections are asked for one by one; more are listed.
+const FEW: usize = 500;
+/// How many commands are taken at once.
+const BATCH: usize = 256;
 
 /// A pod that leaves has seconds: patience with its connections ends so much faster.
 const HASTE: u32 = 6;
@@ -45,7 +57,11 @@ enum Command {
 #[derive(Clone)]
 pub struct Sweeper {
     commands: mpsc::UnboundedSender<Command>,
+    open: Open,
 }
+
+/// What is left of each pod's older connections, by UID. The sweeping task writes it, everybody else reads.
+type Open = Arc<Mutex<BTreeMap<String, Vec<OlderConnection>>>>;
 
 impl Sweeper {
     /// Starts the task; it ends with `stop`. `outside` is read at each tick.
@@ -57,14 +73,20 @@ impl Sweeper {
         stop: CancellationToken,
     ) -> Self {
         let (commands, queue) = mpsc::unbounded_channel();
-        let sweep = Sweep { policy, exempt, outside, metrics, pods: BTreeMap::new() };
+        let open = Open::default();
+        let sweep = Sweep { policy, exempt, outside, metrics, open: open.clone(), pods: BTreeMap::new() };
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = sweep.run(queue) => {}
             }
         });
-        Self { commands }
+        Self { commands, open }
+    }
+
+    /// The older connections of a pod that are left, as they were at the last look.
+    pub fn open(&self, uid: &str) -> Vec<OlderConnection> {
+        self.open.lock().get(uid).cloned().unwrap_or_default()
     }
 
     /// Ends the connections of `pod` that are there now and go past the proxy. Call it when the rules are in place,
@@ -88,7 +110,9 @@ struct Tracked {
     strict: Strictness,
     since: Instant,
     /// The older connections that are left; not listed yet at first.
-    left: Option<HashSet<Id>>,
+    left: Option<HashMap<Id, Side>>,
+    /// How often they were looked at.
+    looks: u32,
     ended: usize,
 }
 
@@ -97,6 +121,7 @@ struct Sweep {
     exempt: Exempt,
     outside: Arc<ArcSwap<Outside>>,
     metrics: Arc<Metrics>,
+    open: Open,
     pods: BTreeMap<String, Tracked>,
 }
 
@@ -105,61 +130,123 @@ impl Sweep {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            let mut commands = Vec::new();
             tokio::select! {
-                command = queue.recv() => match command {
-                    Some(Command::Track(pod, diag, strict)) => self.track(pod, diag, strict),
-                    Some(Command::Forget(uid)) => {
-                        if let Some(tracked) = self.pods.remove(&uid) {
-                            self.metrics.older_connections(&tracked.pod.namespace, &tracked.pod.name, 0);
-                        }
-                    }
-                    None => return,
-                },
+                taken = queue.recv_many(&mut commands, BATCH) => if taken == 0 { return },
                 _ = tick.tick(), if !self.pods.is_empty() => {}
             }
-            // Listing blocks for microseconds a pod, in the kernel.
-            self.sweep(Instant::now());
+            let turn = tokio::task::spawn_blocking(move || {
+                self.turn(commands);
+                self
+            });
+            let Ok(back) = turn.await else { return };
+            self = back;
         }
     }
 
-    fn track(&mut self, pod: Pod, diag: Box<Diag>, strict: Strictness) {
-        let tracked = Tracked { pod, diag, strict, since: Instant::now(), left: None, ended: 0 };
-        self.pods.insert(tracked.pod.uid.clone(), tracked);
+    /// Obeys the commands, if there are any; looks at all pods otherwise.
+    fn turn(&mut self, commands: Vec<Command>) {
+        if commands.is_empty() {
+            let uids: Vec<String> = self.pods.keys().cloned().collect();
+            uids.iter().for_each(|uid| self.look_at(uid));
+        }
+        for command in commands {
+            match command {
+                Command::Track(pod, diag, strict) => {
+                    let (uid, since) = (pod.uid.clone(), Instant::now());
+                    let tracked = Tracked { pod, diag, strict, since, left: None, looks: 0, ended: 0 };
+                    self.pods.insert(uid.clone(), tracked);
+                    self.look_at(&uid);
+                }
+                Command::Forget(uid) => {
+                    if let Some(tracked) = self.pods.remove(&uid) {
+                        self.tell(&tracked.pod, Vec::new());
+                    }
+                }
+            }
+        }
     }
 
-    fn sweep(&mut self, now: Instant) {
+    fn look_at(&mut self, uid: &str) {
+        let Some(mut tracked) = self.pods.remove(uid) else { return };
         let outside = self.outside.load_full();
-        let (policy, exempt, metrics) = (&self.policy, &self.exempt, &self.metrics);
-        self.pods.retain(|_, tracked| {
-            let keep = look(tracked, policy, exempt, &outside, now);
-            let count = if keep { tracked.left.as_ref().map_or(0, HashSet::len) } else { 0 };
-            metrics.older_connections(&tracked.pod.namespace, &tracked.pod.name, count);
-            keep
-        });
+        let keep = match look(&mut tracked, &self.policy, &self.exempt, &outside, Instant::now()) {
+            Look::Again => true,
+            Look::Gone => {
+                self.tell(&tracked.pod, Vec::new());
+                false
+            }
+            Look::Left(left) => {
+                let any = !left.is_empty();
+                self.tell(&tracked.pod, left);
+                any
+            }
+        };
+        if keep {
+            self.pods.insert(uid.to_owned(), tracked);
+        }
+    }
+
+    fn tell(&self, pod: &Pod, left: Vec<OlderConnection>) {
+        self.metrics.older_connections(&pod.namespace, &pod.name, left.len());
+        let mut open = self.open.lock();
+        if left.is_empty() {
+            open.remove(&pod.uid);
+        } else {
+            open.insert(pod.uid.clone(), left);
+        }
     }
 }
 
-/// Looks at one pod's older connections once; says whether any is left.
-fn look(tracked: &mut Tracked, policy: &Policy, exempt: &Exempt, outside: &Outside, now: Instant) -> bool {
+/// What a look at a pod's older connections has shown.
+enum Look {
+    /// They changed while they were listed.
+    Again,
+    /// They cannot be listed: the pod has gone.
+    Gone,
+    /// These are left.
+    Left(Vec<OlderConnection>),
+}
+
+/// The pod's connections as they are now that may be older ones.
+fn candidates(tracked: &mut Tracked, exempt: &Exempt) -> std::io::Result<Vec<Connection>> {
+    match &tracked.left {
+        Some(left) if tracked.looks > 1 && left.len() <= FEW => {
+            let mut there = Vec::new();
+            for (id, side) in left {
+                let socket = tracked.diag.get(id)?;
+                there.extend(socket.map(|socket| Connection { socket, side: *side }));
+            }
+            Ok(there)
+        }
+        _ => Ok(older(&tracked.diag.list()?, exempt)),
+    }
+}
+
+/// Looks at one pod's older connections once and ends those that are due.
+fn look(tracked: &mut Tracked, policy: &Policy, exempt: &Exempt, outside: &Outside, now: Instant) -> Look {
+    let all = candidates(tracked, exempt);
     let pod = &tracked.pod;
-    let sockets = match tracked.diag.list() {
-        Ok(sockets) => sockets,
-        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return true,
+    let all = match all {
+        Ok(all) => all,
+        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return Look::Again,
         Err(error) => {
             tracing::warn!(namespace = pod.namespace, pod = pod.name, %error, "cannot list the pod's connections");
-            return false;
+            return Look::Gone;
         }
     };
+    tracked.looks = tracked.looks.saturating_add(1);
     let strict = &tracked.strict;
     let keeps = |c: &Connection| {
         c.side == Side::Server && outside.contains(&c.socket.remote.ip()) && !illegal(c, strict)
     };
-    let connections: Vec<Connection> = older(&sockets, exempt).into_iter().filter(|c| !keeps(c)).collect();
+    let connections: Vec<Connection> = all.into_iter().filter(|c| !keeps(c)).collect();
     let first = tracked.left.is_none();
-    let known = tracked.left.get_or_insert_with(|| connections.iter().map(|c| c.socket.id).collect());
+    let known =
+        tracked.left.get_or_insert_with(|| connections.iter().map(|c| (c.socket.id, c.side)).collect());
     let age = now.saturating_duration_since(tracked.since);
-    let mut left = HashSet::new();
-    for connection in connections.iter().filter(|c| known.contains(&c.socket.id)) {
+    let mut left = Vec::new();
+    for connection in connections.iter().filter(|c| known.contains_key(&c.socket.id)) {
         let socket = &connection.socket;
         let verdict = match (illegal(connection, &tracked.strict), first) {
             (true, _) => Verdict::EndIllegal,
@@ -171,7 +258,7 @@ fn look(tracked: &mut Tracked, policy: &Policy, exempt: &Exempt, outside: &Outsi
             if first {
                 tracing::debug!(namespace, pod = name, local = %socket.local, peer = %socket.remote, side = ?connection.side, ?why, "connection is older than the enrolment");
             }
-            left.insert(socket.id);
+            left.push(connection);
             continue;
         }
         match tracked.diag.destroy(&socket.id) {
@@ -182,7 +269,7 @@ fn look(tracked: &mut Tracked, policy: &Policy, exempt: &Exempt, outside: &Outsi
             Err(error) => {
                 tracing::warn!(namespace, pod = name, local = %socket.local, peer = %socket.remote, %error, "cannot end a connection older than the enrolment");
                 // A kernel that cannot do it will not learn it; the connection stays counted until it ends.
-                left.insert(socket.id);
+                left.push(connection);
             }
         }
     }
@@ -195,9 +282,16 @@ fn look(tracked: &mut Tracked, policy: &Policy, exempt: &Exempt, outside: &Outsi
             "connections older than the enrolment"
         );
     }
-    let any = !left.is_empty();
-    tracked.left = Some(left);
-    any
+    tracked.left = Some(left.iter().map(|c| (c.socket.id, c.side)).collect());
+    Look::Left(
+        left.iter()
+            .map(|c| OlderConnection {
+                local: c.socket.local,
+                peer: c.socket.remote,
+                dialled: c.side == Side::Client,
+            })
+            .collect(),
+    )
 }
 
 /// Before a pod leaves the mesh: ends the connections that its programs dialled through the proxy as they become
@@ -215,13 +309,21 @@ pub async fn drain(
     // Every end has its turn at once here: nobody else will act.
     let policy =
         Policy { settle: Duration::ZERO, server_turn: Duration::ZERO, grace: Duration::MAX, ..*policy };
+    let exempt = Arc::new(exempt.clone());
     loop {
         let elapsed = start.elapsed();
-        let busy = drain_once(&mut diag, exempt, &policy, elapsed * HASTE)?;
+        let exempt = exempt.clone();
+        let look = tokio::task::spawn_blocking(move || {
+            let busy = drain_once(&mut diag, &exempt, &policy, elapsed * HASTE);
+            (diag, busy)
+        });
+        let busy;
+        (diag, busy) = look.await.map_err(std::io::Error::other)?;
+        let busy = busy?;
         if elapsed >= most || (busy == 0 && elapsed >= least) {
             return Ok(busy);
         }
-        tokio::time::sleep(TICK / 2).await;
+        tokio::time::sleep(TICK).await;
     }
 }
 

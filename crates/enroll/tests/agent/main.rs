@@ -7,6 +7,7 @@ mod world;
 
 use std::time::Duration;
 
+use enroll::firewall::{Backend, Variant};
 use serde_json::json;
 use world::{World, in_a_node};
 
@@ -234,5 +235,112 @@ fn a_pod_that_a_proxy_cannot_take_holds_up_nobody_and_is_forgotten_with_its_obje
         world.pod("shop", "new", "10.77.98.2");
         world.until("the new one is enrolled", |w| w.annotation("new").as_deref() == Some("enabled")).await;
         assert_eq!(world.proxy_has().len(), 11);
+    });
+}
+
+#[test]
+fn the_agent_says_of_each_pod_why_it_is_in_or_out_and_what_is_there() {
+    in_a_node(async |world: &mut World| {
+        world.api.namespace("shop", Some(AMBIENT));
+        world.api.namespace("plain", None);
+        world.pod("shop", "a", "10.77.1.2");
+        world.pod("shop", "out", "10.77.2.2");
+        world.api.patch_pod("out", &json!({"metadata": {"labels": {"istio.io/dataplane-mode": "none"}}}));
+        world.pod("plain", "own", "10.77.3.2");
+        world.api.patch_pod("own", &json!({"metadata": {"labels": {"istio.io/dataplane-mode": "ambient"}}}));
+        world.pod("plain", "b", "10.77.4.2");
+        world.start_proxy();
+        world.start_agent();
+        for name in ["a", "own"] {
+            world.until("it is enrolled", |w| w.annotation(name).as_deref() == Some("enabled")).await;
+        }
+        // The last step comes after the annotation.
+        let mut a = world.status("shop", "a").await.unwrap();
+        while a.changing {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            a = world.status("shop", "a").await.unwrap();
+        }
+        assert!(a.wanted && a.enrolled && a.carried && a.problem.is_none(), "{a:?}");
+        assert_eq!(a.why, "the label istio.io/dataplane-mode of its namespace is ambient");
+        assert_eq!(a.rules, ["inet istio-ambient-nat", "inet istio-ambient-mangle"]);
+        assert_eq!(a.probes, ["10.77.1.2".parse::<std::net::IpAddr>().unwrap()]);
+        let since = a.since.expect("it is known since when");
+        assert_eq!(
+            world.status("plain", "own").await.unwrap().why,
+            "its label istio.io/dataplane-mode is ambient"
+        );
+        for (namespace, name, why) in [
+            ("shop", "out", "its label istio.io/dataplane-mode is none"),
+            ("plain", "b", "neither it nor its namespace is labelled istio.io/dataplane-mode=ambient"),
+        ] {
+            let status = world.status(namespace, name).await.unwrap();
+            assert!(!status.wanted && !status.enrolled && status.rules.is_empty(), "{status:?}");
+            assert_eq!(status.why, why);
+        }
+        assert!(
+            world.status("shop", "nobody").await.unwrap_err().contains("no pod shop/nobody on node node1")
+        );
+        // A successor knows since when, and names what keeps a pod out.
+        world.stop_agent().await;
+        world.refuse("uid-c", "15008 is taken");
+        world.pod("shop", "c", "10.77.5.2");
+        world.start_agent();
+        world.until("the successor serves", |w| w.proxy_has().contains(&"uid-a".to_owned())).await;
+        let mut c = world.status("shop", "c").await;
+        while c.as_ref().is_ok_and(|c| c.problem.is_none()) || c.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            c = world.status("shop", "c").await;
+        }
+        let c = c.unwrap();
+        assert!(c.wanted && !c.enrolled && c.problem.unwrap().contains("15008 is taken"));
+        assert_eq!(world.status("shop", "a").await.unwrap().since, Some(since));
+    });
+}
+
+#[test]
+fn a_node_that_changes_its_tools_leaves_nothing_of_the_earlier_ones() {
+    let legacy = Backend::Iptables(Variant::Legacy);
+    if let Err(why) = legacy.works() {
+        eprintln!("skipped: no iptables-legacy here ({why})");
+        return;
+    }
+    in_a_node(async move |world: &mut World| {
+        world.api.namespace("shop", Some(AMBIENT));
+        world.pod("shop", "a", "10.77.1.2");
+        world.start_proxy();
+        world.start_agent();
+        world.until("a is enrolled", |w| w.annotation("a").as_deref() == Some("enabled")).await;
+        world.until("nftables", |w| w.redirected("a") && !w.chains("a")).await;
+        world.stop_agent().await;
+        world.firewall = legacy;
+        world.start_agent();
+        world.until("iptables alone", |w| w.chains("a") && !w.traces("a").contains("istio-ambient")).await;
+        assert_eq!(world.probes(), "", "the node's earlier table has gone");
+        world.stop_agent().await;
+        world.firewall = Backend::Nft;
+        world.start_agent();
+        world.until("nftables again", |w| w.redirected("a") && !w.chains("a")).await;
+        world.until("its probes too", |w| w.probes().contains("10.77.1.2")).await;
+        // And an end by other tools than the beginning.
+        world.stop_agent().await;
+        world.firewall = legacy;
+        world.api.namespace("shop", None);
+        world.start_agent();
+        world.until("a has left", |w| !w.touched("a") && !w.chains("a")).await;
+    });
+}
+
+#[test]
+fn a_plugin_in_a_configuration_of_its_own_enrols_by_what_the_namespace_shows() {
+    in_a_node(async |world: &mut World| {
+        world.api.namespace("shop", Some(AMBIENT));
+        world.start_proxy();
+        world.start_agent();
+        world.until("agent serves", |w| w.ready()).await;
+        world.new_pod("shop", "a", "10.77.1.2");
+        let outcome = world.cni_add("shop", "a", "").await;
+        assert_eq!(outcome.status, 0, "{outcome:?}");
+        assert!(world.redirected("a"));
+        assert!(world.probes().contains("10.77.1.2"));
     });
 }

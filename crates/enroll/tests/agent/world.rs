@@ -9,15 +9,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use enroll::cni::plugin::{self, Outcome};
-use enroll::config::{CniInstall, Config, PROBE_SNAT_V4, PROBE_SNAT_V6};
+use enroll::config::{CniInstall, Config, PROBE_SNAT_V4, PROBE_SNAT_V6, STATUS_PORT};
 use enroll::eligibility::default_selectors;
 use enroll::firewall::Backend;
+use enroll::status::PodStatus;
 use netns::NetNs;
 use netns::seqpacket::SeqPacket;
 use nix::sched::{CloneFlags, unshare};
 use parking_lot::Mutex;
 use prost::Message;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use wire::zds::workload_request::Payload;
 use wire::zds::{Ack, WorkloadRequest, WorkloadResponse, ZdsHello, workload_response};
@@ -31,6 +33,7 @@ pub fn in_a_node(test: impl AsyncFnOnce(&mut World) + Send + 'static) {
     assert!(nix::unistd::geteuid().is_root(), "this test makes network namespaces: run it as root");
     let run = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
@@ -56,6 +59,8 @@ pub struct World {
     pods: BTreeMap<String, NetNs>,
     proxy: Arc<Mutex<Proxy>>,
     proxy_task: Option<tokio::task::JoinHandle<()>>,
+    /// What the agent writes rules with.
+    pub firewall: Backend,
     agent: Option<(CancellationToken, tokio::task::JoinHandle<anyhow::Result<()>>)>,
 }
 
@@ -80,6 +85,7 @@ impl World {
             pods: BTreeMap::new(),
             proxy: Arc::default(),
             proxy_task: None,
+            firewall: Backend::Nft,
             agent: None,
         }
     }
@@ -94,7 +100,7 @@ impl World {
             exclude_namespaces: vec!["kube-system".into()],
             dns_capture: false,
             ipv6: true,
-            firewall: Backend::Nft,
+            firewall: self.firewall,
             probe_v4: PROBE_SNAT_V4,
             probe_v6: PROBE_SNAT_V6,
             zds_socket: dir.join("z.sock"),
@@ -104,12 +110,14 @@ impl World {
                 bin_dir: dir.join("host/bin"),
                 node_root: None,
                 conf_name: None,
+                chained: true,
                 binary: dir.join("binary"),
             }),
             host_proc: dir.join("no-proc"),
             host_root: dir.join("host"),
             monitoring_port: 15014,
             health_port: 8000,
+            status_port: STATUS_PORT,
             older_grace: Duration::from_secs(600),
             never_end: vec![],
             safe_upgrade: true,
@@ -196,10 +204,13 @@ impl World {
         let netns = format!("/run/netns/{name}");
         let env = [("CNI_COMMAND", "ADD"), ("CNI_NETNS", &netns), ("CNI_ARGS", &args)];
         let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let input = json!({
+        let mut input = json!({
             "cniVersion": "1.0.0", "cni_agent_run_dir": self.run_dir(), "pod_namespace": "ambit-system",
-            "prevResult": {"cniVersion": "1.0.0", "ips": [{"address": format!("{ip}/24")}]},
         });
+        // In a configuration of its own the plugin hears of no addresses.
+        if !ip.is_empty() {
+            input["prevResult"] = json!({"cniVersion": "1.0.0", "ips": [{"address": format!("{ip}/24")}]});
+        }
         plugin::run(&env, input.to_string().as_bytes()).await
     }
 
@@ -220,6 +231,23 @@ impl World {
             task.abort();
         }
         self.proxy.lock().has.clear();
+    }
+
+    /// What the agent says of a pod.
+    pub async fn status(&self, namespace: &str, name: &str) -> Result<PodStatus, String> {
+        let socket = tokio::net::TcpStream::connect(("127.0.0.1", STATUS_PORT)).await;
+        let mut socket = socket.map_err(|error| error.to_string())?;
+        let request = format!("GET /pods/{namespace}/{name} HTTP/1.0\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str(body).map_err(|_| body.to_owned())
+    }
+
+    /// Whether chains of iptables are in a pod.
+    pub fn chains(&self, name: &str) -> bool {
+        output_in(&self.pods[name], &["iptables-legacy-save"]).contains("ISTIO_")
     }
 
     pub fn refuse(&self, uid: &str, why: &str) {

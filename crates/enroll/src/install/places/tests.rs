@@ -36,6 +36,7 @@ impl Node {
             bin_dir: dir.join("mounted/bin"),
             node_root: Some(dir.join("root")),
             conf_name: None,
+            chained: true,
             binary: dir.join("binary"),
         }
     }
