@@ -3,10 +3,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
-use axum::extract::{ConnectInfo, State};
+use axum::extract::{ConnectInfo, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
@@ -14,8 +14,9 @@ use tokio::sync::watch;
 
 use crate::ca::rotation::Progress;
 use crate::ca::{self, Authority, Source};
-use crate::metrics::Metrics;
-use crate::state::{Shelf, Snapshot};
+use crate::metrics::{Metrics, Seen};
+use crate::process::{self, Process};
+use crate::state::{Shelf, Snapshot, Tally};
 use crate::xds::Clients;
 
 /// How far the start has come.
@@ -40,6 +41,7 @@ pub(crate) struct Pages {
     pub progress: watch::Receiver<Option<Progress>>,
     pub source: watch::Receiver<Option<(Source, String)>>,
     pub metrics: Arc<Metrics>,
+    pub tally: Arc<Tally>,
     pub clients: Arc<Clients>,
     pub cluster: Arc<str>,
 }
@@ -56,6 +58,12 @@ pub(crate) fn monitoring(pages: Pages) -> Router {
         .route("/debug/syncz", get(clients))
         .route("/debug/resources", get(resources))
         .route("/debug/status", get(statuses))
+        .route("/debug/ambientz", get(published))
+        .route("/debug/config_dump", get(config_dump))
+        .route("/debug/connections", get(connections))
+        .route("/debug/runtime", get(runtime))
+        .route("/debug/list", get(list))
+        .route("/debug", get(list))
         .layer(axum::middleware::from_fn(nearby));
     Router::new()
         .merge(debug)
@@ -79,9 +87,17 @@ async fn ready(State(pages): State<Pages>) -> (StatusCode, String) {
 
 async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
     let snapshot = pages.snapshots.borrow().clone();
-    let expiry: Option<SystemTime> = pages.authority.borrow().as_ref().map(|authority| authority.not_after());
+    let authority = pages.authority.borrow().clone();
     let stage = pages.progress.borrow().as_ref().map(|progress| progress.stage);
-    let text = pages.metrics.render(&snapshot, expiry, stage);
+    let text = pages.metrics.render(&Seen {
+        snapshot: &snapshot,
+        tally: &pages.tally,
+        process: Process::now(),
+        root_expiry: authority.as_ref().map(|authority| authority.roots_end()),
+        chain_expiry: authority.as_ref().map(|authority| authority.not_after()),
+        stage,
+        now: SystemTime::now(),
+    });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
@@ -116,6 +132,68 @@ async fn nearby(
 
 async fn clients(State(pages): State<Pages>) -> axum::Json<serde_json::Value> {
     axum::Json(pages.clients.page(&pages.cluster))
+}
+
+/// The pages there are.
+const PAGES: [(&str, &str); 9] = [
+    ("/debug/ambientz", "workloads, services and policies as they are published"),
+    ("/debug/ca", "what signs, what is trusted, where a rotation stands"),
+    ("/debug/config_dump?proxyID=<pod>.<namespace>", "what one connected client is told"),
+    ("/debug/connections", "connected clients"),
+    ("/debug/list", "this list"),
+    ("/debug/resources", "names and versions of everything published"),
+    ("/debug/runtime?seconds=<1 to 30>", "processor time by thread, tasks, memory"),
+    ("/debug/status", "conditions that are still to be written on objects"),
+    ("/debug/syncz", "connected clients and how far each has come"),
+];
+
+async fn list() -> axum::Json<serde_json::Value> {
+    let pages = PAGES.iter().map(|(path, help)| (path.to_string(), (*help).into()));
+    axum::Json(serde_json::Value::Object(pages.collect()))
+}
+
+async fn published(State(pages): State<Pages>) -> axum::Json<serde_json::Value> {
+    let snapshot = pages.snapshots.borrow().clone();
+    axum::Json(crate::dump::page(&snapshot))
+}
+
+#[derive(serde::Deserialize)]
+struct Which {
+    #[serde(rename = "proxyID", default)]
+    proxy: String,
+}
+
+/// What one client is told: its state of synchronization, and everything, since node proxies follow everything.
+async fn config_dump(State(pages): State<Pages>, Query(which): Query<Which>) -> axum::response::Response {
+    let clients = pages.clients.page(&pages.cluster);
+    let client = clients.as_array().into_iter().flatten().find(|client| client["proxy"] == *which.proxy);
+    let Some(client) = client.filter(|_| !which.proxy.is_empty()) else {
+        let message = format!(
+            "no client {:?} is connected to this replica; /debug/connections lists those that are (proxyID=<pod>.<namespace>)\n",
+            which.proxy
+        );
+        return (StatusCode::NOT_FOUND, message).into_response();
+    };
+    let snapshot = pages.snapshots.borrow().clone();
+    axum::Json(serde_json::json!({ "client": client, "published": crate::dump::page(&snapshot) }))
+        .into_response()
+}
+
+async fn connections(State(pages): State<Pages>) -> axum::Json<serde_json::Value> {
+    let clients = pages.clients.page(&pages.cluster);
+    let names: Vec<_> =
+        clients.as_array().into_iter().flatten().map(|client| client["proxy"].clone()).collect();
+    axum::Json(serde_json::json!({ "totalClients": names.len(), "clients": names }))
+}
+
+#[derive(serde::Deserialize)]
+struct Window {
+    seconds: Option<u64>,
+}
+
+async fn runtime(Query(window): Query<Window>) -> axum::Json<serde_json::Value> {
+    let window = Duration::from_secs(window.seconds.unwrap_or(1).clamp(1, 30));
+    axum::Json(process::page(window).await)
 }
 
 /// Names and versions of everything published.

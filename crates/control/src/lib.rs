@@ -11,6 +11,7 @@
 pub mod auth;
 pub mod ca;
 mod config;
+mod dump;
 mod error;
 #[cfg(test)]
 mod fixtures;
@@ -19,6 +20,7 @@ pub mod input;
 mod lease;
 pub mod metrics;
 pub mod model;
+mod process;
 pub mod roots;
 mod run;
 mod serve;

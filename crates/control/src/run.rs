@@ -58,6 +58,7 @@ pub async fn run(
     let (progress, progresses) = watch::channel(None);
     let (held_by, holders) = watch::channel(None);
     let clients: Arc<Clients> = Arc::default();
+    let state = State::new(settings(&config));
     let pages = Pages {
         cluster: config.cluster.as_str().into(),
         clients: clients.clone(),
@@ -67,6 +68,7 @@ pub async fn run(
         snapshots: snapshots.clone(),
         authority: authorities.clone(),
         metrics: metrics.clone(),
+        tally: state.tally(),
     };
     let mut tasks = Tasks::default();
     tasks.spawn("the readiness server", serve_http(ready, http::readiness(pages.clone())));
@@ -85,7 +87,7 @@ pub async fn run(
     let (events, heard) = mpsc::channel(1024);
     let mut watches = inputs::all(&client, (&config.namespace, &config.mesh_config()), &events);
     drop(events);
-    tasks.spawn("the state", state::own(State::new(settings(&config)), heard, publish));
+    tasks.spawn("the state", state::own(state, heard, publish));
     tokio::select! {
         result = first_sync(snapshots.clone()) => result?,
         ended = tasks.ended() => return Err(ended),

@@ -225,6 +225,16 @@ impl Authority {
         self.not_after
     }
 
+    /// When the first of the roots ends that everybody trusts.
+    pub fn roots_end(&self) -> SystemTime {
+        let end = |root: &CertificateDer<'_>| {
+            let (_, root) = x509_parser::parse_x509_certificate(root).ok()?;
+            let seconds = u64::try_from(root.validity().not_after.timestamp()).unwrap_or(0);
+            SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+        };
+        self.roots.iter().filter_map(end).min().unwrap_or(self.not_after)
+    }
+
     /// The life of a certificate for which `asked` seconds were asked.
     pub fn life(&self, asked: i64) -> Result<Duration, AuthorityError> {
         let asked = u64::try_from(asked).unwrap_or(0);

@@ -310,6 +310,9 @@ impl TryFrom<DynamicObject> for WorkloadEntry {
         let meta = object.metadata;
         let mut entry = Entry::from(spec);
         entry.labels.extend(meta.labels.clone().unwrap_or_default());
+        if matches!(entry.address, EntryAddress::Unknown) && entry.network.is_none() {
+            tracing::warn!(workload_entry = %key, "WorkloadEntry without a usable address; nobody can reach it");
+        }
         let annotation = |name: &str| meta.annotations.as_ref().and_then(|all| all.get(name));
         Ok(Self {
             generation: meta.generation,

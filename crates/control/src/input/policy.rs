@@ -230,11 +230,17 @@ impl TryFrom<DynamicObject> for PeerAuthentication {
             created: created(&object),
             revision: revision(&object),
             selector: selector(spec.selector),
-            mode: mode(spec.mtls.as_ref()),
+            mode: mode(&key, spec.mtls.as_ref()),
             ports: spec
                 .port_level_mtls
                 .iter()
-                .filter_map(|(port, mtls)| Some((port.parse().ok()?, mode(Some(mtls)))))
+                .filter_map(|(port, mtls)| match port.parse() {
+                    Ok(port) => Some((port, mode(&key, Some(mtls)))),
+                    Err(_) => {
+                        tracing::warn!(policy = %key, port, "PeerAuthentication names a port that is none; it is left out");
+                        None
+                    }
+                })
                 .collect(),
             key,
         })
@@ -246,10 +252,15 @@ fn selector(selector: Option<Selector>) -> Option<Labels> {
     selector.map(|selector| selector.match_labels).filter(|labels| !labels.is_empty())
 }
 
-fn mode(mtls: Option<&Mtls>) -> MtlsMode {
+/// A mode that is none of those known asks for nothing, as if it were not there; whoever wrote it reads of it.
+fn mode(policy: &Key, mtls: Option<&Mtls>) -> MtlsMode {
     match mtls.and_then(|mtls| mtls.mode.as_deref()) {
         Some("STRICT") => MtlsMode::Strict,
         Some("PERMISSIVE" | "DISABLE") => MtlsMode::Permissive,
-        _ => MtlsMode::Unset,
+        None | Some("" | "UNSET") => MtlsMode::Unset,
+        Some(other) => {
+            tracing::warn!(%policy, mode = other, "PeerAuthentication with an unknown mode, treated as UNSET");
+            MtlsMode::Unset
+        }
     }
 }

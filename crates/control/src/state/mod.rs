@@ -13,12 +13,14 @@ mod shelf;
 mod snapshot;
 mod status;
 mod table;
+mod tally;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use mesh::PolicyKey;
 use tokio::sync::{mpsc, watch};
@@ -31,11 +33,12 @@ use crate::model::{self, Settings, Waypoint, WorkloadContext};
 use dirty::Dirty;
 use table::Table;
 
-pub use resource::{Name, Resource};
+pub use resource::{Link, Name, Resource};
 pub use shelf::{Changes, Shelf, TooFarBehind};
 pub use snapshot::{Pods, Snapshot};
 pub use status::{StatusKind, StatusOf, Wanted};
 pub use table::{Delta, Event, Keyed};
+pub use tally::Tally;
 
 /// Everything the control plane knows, and what it has made of it.
 #[derive(Debug)]
@@ -80,6 +83,7 @@ pub struct State {
     missing: Missing,
     dirty: Dirty,
     snapshot: Snapshot,
+    tally: Arc<Tally>,
 }
 
 /// Inputs that have not been listed yet.
@@ -147,13 +151,21 @@ impl State {
             missing: Missing::default(),
             dirty: Dirty::default(),
             snapshot: Snapshot::default(),
+            tally: Arc::default(),
         }
+    }
+
+    /// What is counted of it.
+    pub fn tally(&self) -> Arc<Tally> {
+        self.tally.clone()
     }
 
     /// Recomputes what was touched. Returns the new snapshot when anything in it is different.
     pub fn flush(&mut self) -> Option<Snapshot> {
         let mut dirty = std::mem::take(&mut self.dirty);
         let before = (self.snapshot.change, self.snapshot.waiting_for.clone());
+        let shelves = |snapshot: &Snapshot| (snapshot.addresses.last(), snapshot.policies.last());
+        let (addresses, policies) = shelves(&self.snapshot);
         let network = self.network();
         for key in std::mem::take(&mut dirty.gateways) {
             self.flush_gateway(&network, &key, &mut dirty);
@@ -185,6 +197,8 @@ impl State {
         for key in &dirty.written {
             self.flush_written(&network, key);
         }
+        let (now_addresses, now_policies) = shelves(&self.snapshot);
+        self.tally.published(addresses != now_addresses, policies != now_policies);
         self.snapshot.waiting_for = Some(self.missing.0.clone());
         let unseen = std::mem::take(&mut self.dirty.accounts) || dirty.accounts;
         let changed = unseen || before != (self.snapshot.change, self.snapshot.waiting_for.clone());
@@ -463,10 +477,13 @@ const BATCH: usize = 4096;
 pub async fn own(mut state: State, mut events: mpsc::Receiver<Event>, snapshots: watch::Sender<Snapshot>) {
     let mut batch = Vec::new();
     while events.recv_many(&mut batch, BATCH).await > 0 {
+        let heard = Instant::now();
         for event in batch.drain(..) {
+            state.tally.heard(&event);
             state.apply(event);
         }
-        if let Some(snapshot) = state.flush() {
+        if let Some(mut snapshot) = state.flush() {
+            snapshot.heard = Some(heard);
             snapshots.send_replace(snapshot);
         }
     }

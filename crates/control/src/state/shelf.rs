@@ -4,9 +4,9 @@
 //! is, it gets each name once, with the latest content. So nothing is queued for anybody: the log is one for all
 //! clients, holds each name at its latest change only, and removed names are forgotten after a while.
 
-use imbl::{HashMap, OrdMap};
+use imbl::{HashMap, OrdMap, OrdSet};
 
-use super::resource::{Name, Resource};
+use super::resource::{Link, Name, Resource};
 use std::sync::Arc;
 
 /// Removed names that are remembered. A client that slept through more than these starts over with a new stream,
@@ -17,6 +17,9 @@ const REMEMBERED: usize = 20_000;
 #[derive(Clone, Debug, Default)]
 pub struct Shelf {
     resources: HashMap<Name, Entry>,
+    /// What can be found by what, and its name.
+    links: OrdSet<(Link, Name, Name)>,
+    services: usize,
     /// Change number to name, each name at its latest change.
     log: OrdMap<u64, Name>,
     /// Change number to name of those that are gone.
@@ -61,8 +64,16 @@ impl Shelf {
             Some(entry) if entry.resource.version == resource.version => return false,
             Some(entry) => {
                 self.log.remove(&entry.at);
+                if entry.resource.links != resource.links {
+                    for (kind, by) in &entry.resource.links {
+                        self.links.remove(&(*kind, by.clone(), name.clone()));
+                    }
+                    self.link(&resource);
+                }
             }
             None => {
+                self.services += usize::from(resource.service);
+                self.link(&resource);
                 if let Some(at) = self.gone_at.remove(&name) {
                     self.gone.remove(&at);
                 }
@@ -71,6 +82,20 @@ impl Shelf {
         self.log.insert(at, name.clone());
         self.resources.insert(name, Entry { resource: Arc::new(resource), at, content_at: at });
         true
+    }
+
+    fn link(&mut self, resource: &Resource) {
+        for (kind, by) in &resource.links {
+            self.links.insert((*kind, by.clone(), resource.name.clone()));
+        }
+    }
+
+    /// Resources that are found by a name other than their own.
+    pub fn linked<'a>(&'a self, kind: Link, by: &str) -> impl Iterator<Item = &'a Arc<Resource>> + use<'a> {
+        let by: Name = by.into();
+        let all = self.links.range((kind, by.clone(), Name::from(""))..);
+        let those = all.take_while(move |(one, other, _)| *one == kind && *other == by);
+        those.filter_map(|(_, _, name)| self.get(name))
     }
 
     /// Has a resource sent again; false when there is none of that name.
@@ -86,6 +111,10 @@ impl Shelf {
     pub fn remove(&mut self, at: u64, name: &str) -> bool {
         let Some(entry) = self.resources.remove(name) else { return false };
         self.log.remove(&entry.at);
+        self.services -= usize::from(entry.resource.service);
+        for (kind, by) in &entry.resource.links {
+            self.links.remove(&(*kind, by.clone(), entry.resource.name.clone()));
+        }
         self.gone.insert(at, entry.resource.name.clone());
         self.gone_at.insert(entry.resource.name.clone(), at);
         while self.gone.len() > self.remembered.unwrap_or(REMEMBERED) {
@@ -115,6 +144,17 @@ impl Shelf {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.resources.is_empty()
+    }
+
+    /// How many of them are services.
+    pub fn services(&self) -> usize {
+        self.services
+    }
+
+    /// Number of the last change, 0 before the first.
+    pub fn last(&self) -> u64 {
+        let last = |log: &OrdMap<u64, Name>| log.get_max().map_or(0, |(at, _)| *at);
+        last(&self.log).max(last(&self.gone))
     }
 
     /// What changed after change `seen`, in the order it happened.

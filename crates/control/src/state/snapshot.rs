@@ -13,6 +13,8 @@ use crate::input::{Key, Pod};
 pub struct Snapshot {
     /// Number of the last change; 0 before anything was published.
     pub change: u64,
+    /// When the first event was heard that led to it, for the metrics.
+    pub heard: Option<std::time::Instant>,
     /// Inputs that have not been listed yet; nothing known of it before the first one was heard of.
     pub waiting_for: Option<Vec<&'static str>>,
     /// Workloads and services.

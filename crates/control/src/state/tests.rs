@@ -1,6 +1,7 @@
 //! What each change of an object publishes, and what it does not.
 
 mod external;
+mod hostile;
 
 use serde_json::json;
 

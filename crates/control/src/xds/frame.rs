@@ -8,12 +8,8 @@ use std::sync::Arc;
 
 use bytes::BufMut;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
-use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
-use tonic_prost::ProstDecoder;
-use wire::xds::DeltaDiscoveryRequest;
 
-use crate::state::{Name, Resource};
+use crate::state::{Link, Name, Resource};
 
 /// A response on a delta stream.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +24,8 @@ pub struct Push {
     pub resources: Vec<Arc<Resource>>,
     /// Names that are gone.
     pub removed: Vec<Name>,
+    /// Whether resources say by what other names they go, as clients that ask by name need it.
+    pub aliases: bool,
 }
 
 impl Push {
@@ -36,7 +34,7 @@ impl Push {
         let field = |tag: u32, len: usize| key_len(tag) + encoded_len_varint(len as u64) + len;
         let text = |tag: u32, text: &str| if text.is_empty() { 0 } else { field(tag, text.len()) };
         text(1, &self.version)
-            + self.resources.iter().map(|resource| field(2, resource.bytes.len())).sum::<usize>()
+            + self.resources.iter().map(|resource| field(2, self.resource_len(resource))).sum::<usize>()
             + text(4, self.type_url)
             + text(5, &self.nonce)
             + self.removed.iter().map(|name| field(6, name.len())).sum::<usize>()
@@ -47,61 +45,43 @@ impl Push {
         self.len() == 0
     }
 
-    fn write(&self, buffer: &mut impl BufMut) {
-        fn field(buffer: &mut impl BufMut, tag: u32, bytes: &[u8]) {
-            encode_key(tag, WireType::LengthDelimited, buffer);
-            encode_varint(bytes.len() as u64, buffer);
-            buffer.put_slice(bytes);
-        }
-        let text = |buffer: &mut _, tag, text: &str| {
+    /// Writes everything but resources and removed names; those follow one by one, in whatever order.
+    pub(super) fn write_head(&self, buffer: &mut impl BufMut) {
+        let mut text = |tag, text: &str| {
             if !text.is_empty() {
                 field(buffer, tag, text.as_bytes());
             }
         };
-        text(buffer, 1, &self.version);
-        for resource in &self.resources {
-            field(buffer, 2, &resource.bytes);
+        text(1, &self.version);
+        text(4, self.type_url);
+        text(5, &self.nonce);
+    }
+
+    /// Length of a resource. A message may be continued by fields that are written behind it.
+    fn resource_len(&self, resource: &Resource) -> usize {
+        let alias = |name: &Name| key_len(4) + encoded_len_varint(name.len() as u64) + name.len();
+        let aliases = resource.links(Link::Alias).filter(|_| self.aliases).map(alias).sum::<usize>();
+        resource.bytes.len() + aliases
+    }
+
+    pub(super) fn write_resource(&self, resource: &Resource, buffer: &mut impl BufMut) {
+        encode_key(2, WireType::LengthDelimited, buffer);
+        encode_varint(self.resource_len(resource) as u64, buffer);
+        buffer.put_slice(&resource.bytes);
+        for alias in resource.links(Link::Alias).filter(|_| self.aliases) {
+            field(buffer, 4, alias.as_bytes());
         }
-        text(buffer, 4, self.type_url);
-        text(buffer, 5, &self.nonce);
-        for name in &self.removed {
-            field(buffer, 6, name.as_bytes());
-        }
+    }
+
+    pub(super) fn write_removed(name: &str, buffer: &mut impl BufMut) {
+        field(buffer, 6, name.as_bytes());
     }
 }
 
-/// Reads requests, writes [`Push`]es.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PushCodec;
-
-impl Codec for PushCodec {
-    type Encode = Push;
-    type Decode = DeltaDiscoveryRequest;
-    type Encoder = PushEncoder;
-    type Decoder = ProstDecoder<DeltaDiscoveryRequest>;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        PushEncoder
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        ProstDecoder::new(BufferSettings::default())
-    }
-}
-
-/// Writes [`Push`]es.
-#[derive(Clone, Copy, Debug)]
-pub struct PushEncoder;
-
-impl Encoder for PushEncoder {
-    type Item = Push;
-    type Error = Status;
-
-    fn encode(&mut self, push: Push, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.reserve(push.len());
-        push.write(buffer);
-        Ok(())
-    }
+fn field(buffer: &mut impl BufMut, tag: u32, bytes: &[u8]) {
+    encode_key(tag, WireType::LengthDelimited, buffer);
+    encode_varint(bytes.len() as u64, buffer);
+    buffer.put_slice(bytes);
 }
 
 #[cfg(test)]
@@ -120,11 +100,14 @@ mod tests {
             nonce: "n1".into(),
             resources: vec![resource.clone(), resource.clone()],
             removed: vec!["shop/old.shop.svc.cluster.local".into()],
+            aliases: false,
         };
-        let mut bytes = Vec::new();
-        push.write(&mut bytes);
-        assert_eq!(bytes.len(), push.len());
-        let read = DeltaDiscoveryResponse::decode(&bytes[..]).unwrap();
+        let length = push.len();
+        let mut writing = super::super::body::Writing::new(push);
+        let message = std::iter::from_fn(|| writing.piece()).collect::<Vec<_>>().concat();
+        assert_eq!(message[..5], [&[0][..], &(length as u32).to_be_bytes()].concat());
+        assert_eq!(message.len(), length + 5);
+        let read = DeltaDiscoveryResponse::decode(&message[5..]).unwrap();
         assert_eq!((read.system_version_info.as_str(), read.nonce.as_str()), ("v7", "n1"));
         assert_eq!(read.removed_resources, ["shop/old.shop.svc.cluster.local"]);
         assert_eq!(read.type_url, wire::type_url::ADDRESS);
@@ -132,5 +115,40 @@ mod tests {
         assert_eq!(read.resources[0].name, "shop/web.shop.svc.cluster.local");
         assert_eq!(read.resources[0].version, *resource.version);
         assert_eq!(read.resources[0].resource.as_ref().unwrap().type_url, wire::type_url::ADDRESS);
+    }
+
+    #[test]
+    fn a_client_that_asks_by_name_reads_the_other_names_of_a_resource() {
+        let mut service =
+            mesh::Service::new("web", mesh::ServiceKey::new("shop", "web.shop.svc.cluster.local"));
+        service.vips = vec![mesh::NetworkAddress::new("n", "10.1.0.1".parse().unwrap())];
+        service.cidr_vips = vec![("".into(), "10.2.0.0/16".parse().unwrap())];
+        let resources = vec![Arc::new(Resource::service(&service))];
+        for aliases in [true, false] {
+            let push = Push { aliases, resources: resources.clone(), ..Push::default() };
+            let length = push.len();
+            let mut writing = super::super::body::Writing::new(push);
+            let message = std::iter::from_fn(|| writing.piece()).collect::<Vec<_>>().concat();
+            assert_eq!(message.len(), length + 5);
+            let read = DeltaDiscoveryResponse::decode(&message[5..]).unwrap();
+            let wanted: &[&str] = if aliases { &["n/10.1.0.1", "/10.2.0.0/16"] } else { &[] };
+            assert_eq!(read.resources[0].aliases, wanted);
+            assert_eq!(read.resources[0].name, "shop/web.shop.svc.cluster.local");
+        }
+    }
+
+    #[test]
+    fn a_large_push_is_written_in_pieces() {
+        let service = mesh::Service::new("web", mesh::ServiceKey::new("shop", "web.shop.svc.cluster.local"));
+        let resource = Arc::new(Resource::service(&service));
+        let resources = std::iter::repeat_n(resource, 10_000).collect();
+        let push = Push { type_url: wire::type_url::ADDRESS, resources, ..Push::default() };
+        let length = push.len();
+        let mut writing = super::super::body::Writing::new(push);
+        let pieces: Vec<bytes::Bytes> = std::iter::from_fn(|| writing.piece()).collect();
+        assert!(pieces.len() > 5 && pieces.iter().all(|piece| piece.len() < 80_000));
+        let message = pieces.concat();
+        assert_eq!(message.len(), length + 5);
+        assert_eq!(DeltaDiscoveryResponse::decode(&message[5..]).unwrap().resources.len(), 10_000);
     }
 }

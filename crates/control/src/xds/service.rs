@@ -10,20 +10,23 @@ use futures::stream::BoxStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::body::Body;
+use tonic::codec::BufferSettings;
 use tonic::codegen::{Service, http};
-use tonic::server::{Grpc, NamedService, StreamingService};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::server::NamedService;
+use tonic::{Request, Status, Streaming};
+use tonic_prost::ProstDecoder;
 use wire::xds::DeltaDiscoveryRequest;
 
-use super::budget::{Budget, Taken};
+use super::body::Pushes;
 use super::clients::{Clients, Listed};
-use super::{Heard, Push, PushCodec, Session};
+use super::gate::{Gate, Inside};
+use super::{Heard, Push, Session};
 use crate::auth::{Authenticator, Caller};
 use crate::metrics::Metrics;
 use crate::state::Snapshot;
 
 /// Largest request: `initial_resource_versions` of some 500,000 names.
-const REQUEST_LIMIT: usize = 64 << 20;
+pub(super) const REQUEST_LIMIT: usize = 64 << 20;
 
 /// How long the first answer about workloads waits for the client to ask for policies too.
 const POLICIES_FIRST: Duration = Duration::from_millis(50);
@@ -39,7 +42,7 @@ struct Inner {
     authenticator: Authenticator,
     metrics: Arc<Metrics>,
     clients: Arc<Clients>,
-    budget: Budget,
+    gate: Gate,
 }
 
 impl AdsServer {
@@ -50,8 +53,8 @@ impl AdsServer {
         metrics: Arc<Metrics>,
         clients: Arc<Clients>,
     ) -> Self {
-        let budget = Budget::default();
-        Self { inner: Arc::new(Inner { snapshots, authenticator, metrics, clients, budget }) }
+        let gate = Gate::default();
+        Self { inner: Arc::new(Inner { snapshots, authenticator, metrics, clients, gate }) }
     }
 }
 
@@ -75,29 +78,32 @@ impl Service<http::Request<Body>> for AdsServer {
                 let status = Status::unimplemented("only DeltaAggregatedResources is served here");
                 return Ok(status.into_http());
             }
-            let mut grpc = Grpc::new(PushCodec).apply_max_message_size_config(Some(REQUEST_LIMIT), None);
-            Ok(grpc.streaming(Delta(inner), request).await)
+            let request = request.map(|body| {
+                let decoder = ProstDecoder::<DeltaDiscoveryRequest>::new(BufferSettings::default());
+                Streaming::new_request(decoder, body, None, Some(REQUEST_LIMIT))
+            });
+            let stream = match open(inner, Request::from_http(request)).await {
+                Ok(stream) => stream,
+                Err(status) => return Ok(status.into_http()),
+            };
+            let mut response = http::Response::new(Body::new(Pushes::new(stream)));
+            let grpc = http::HeaderValue::from_static("application/grpc");
+            response.headers_mut().insert(http::header::CONTENT_TYPE, grpc);
+            Ok(response)
         })
     }
 }
 
-struct Delta(Arc<Inner>);
-
-impl StreamingService<DeltaDiscoveryRequest> for Delta {
-    type Response = Push;
-    type ResponseStream = BoxStream<'static, Result<Push, Status>>;
-    type Future = BoxFuture<'static, Result<Response<Self::ResponseStream>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<DeltaDiscoveryRequest>>) -> Self::Future {
-        let inner = self.0.clone();
-        Box::pin(async move {
-            let caller = inner.authenticator.node_proxy(&request).await?;
-            if !inner.snapshots.borrow().synced() {
-                return Err(Status::unavailable("not all inputs have been listed yet; try again"));
-            }
-            Ok(Response::new(serve(inner, caller, request.into_inner().boxed())))
-        })
+/// Opens a stream, if the caller may have one.
+async fn open(
+    inner: Arc<Inner>,
+    request: Request<Streaming<DeltaDiscoveryRequest>>,
+) -> Result<BoxStream<'static, Result<Push, Status>>, Status> {
+    let caller = inner.authenticator.node_proxy(&request).await?;
+    if !inner.snapshots.borrow().synced() {
+        return Err(Status::unavailable("not all inputs have been listed yet; try again"));
     }
+    Ok(serve(inner, caller, request.into_inner().boxed()))
 }
 
 /// What a client says.
@@ -114,10 +120,20 @@ struct Stream {
     ended: bool,
     /// When the client is asked to come back, so that replicas share the clients evenly in the long run.
     until: Instant,
-    /// Room that the push takes which went out last.
-    taken: Option<Taken>,
+    turn: Turn,
+    /// When the push that went out last was handed to the connection.
+    sending: Option<std::time::Instant>,
+    /// When the change was heard of that the client is being told.
+    heard: Option<std::time::Instant>,
     listed: Listed,
     _connected: crate::metrics::Connected,
+}
+
+/// How far a stream has come with its beginning.
+enum Turn {
+    Waiting,
+    Inside { _held: Option<Inside> },
+    Over,
 }
 
 fn serve(inner: Arc<Inner>, caller: Caller, requests: Requests) -> BoxStream<'static, Result<Push, Status>> {
@@ -128,7 +144,9 @@ fn serve(inner: Arc<Inner>, caller: Caller, requests: Requests) -> BoxStream<'st
         snapshots: inner.snapshots.clone(),
         held: None,
         until: Instant::now() + age(rand::random()),
-        taken: None,
+        turn: Turn::Waiting,
+        sending: None,
+        heard: None,
         listed: inner.clients.list(),
         _connected: inner.metrics.connect(),
         inner,
@@ -171,15 +189,26 @@ async fn expire(at: Option<Instant>) {
 impl Stream {
     /// The next push; nothing when the client is gone. Polled only when the connection can take a push.
     async fn next(&mut self) -> Result<Option<Push>, Status> {
+        if matches!(self.turn, Turn::Waiting) {
+            self.turn = Turn::Inside { _held: self.inner.gate.enter().await };
+        }
+        if let Some(at) = self.sending.take() {
+            self.inner.metrics.taken(at.elapsed());
+        }
         loop {
-            // Asked for more: what went out last has been taken.
-            self.taken = None;
             if let Some(push) = self.session.take() {
-                self.taken = self.inner.budget.take(push.len()).await;
                 self.inner.metrics.pushed(push.type_url, push.len());
                 let now = k8s_openapi::jiff::Timestamp::now().as_second();
                 self.listed.sent(push.type_url, &push.nonce, now);
+                self.sending = Some(std::time::Instant::now());
                 return Ok(Some(push));
+            }
+            if let Some(heard) = self.heard.take() {
+                self.inner.metrics.converged(heard.elapsed());
+            }
+            // Asked for more: what went out has been taken, and with it the mesh as it was.
+            if self.session.follows() {
+                self.turn = Turn::Over;
             }
             let held_until = self.held.as_ref().map(|(_, until)| *until);
             tokio::select! {
@@ -201,7 +230,12 @@ impl Stream {
                         return Err(Status::unavailable("the control plane is shutting down"));
                     }
                     let snapshot = self.snapshots.borrow_and_update().clone();
-                    self.session.update(&snapshot)?;
+                    let start = std::time::Instant::now();
+                    self.session.update(&snapshot).inspect_err(|_| self.inner.metrics.broke())?;
+                    if self.session.has_news() {
+                        self.inner.metrics.worked_out(start.elapsed());
+                        self.heard = snapshot.heard;
+                    }
                 }
                 () = tokio::time::sleep_until(self.until) => {
                     tracing::info!(node = self.session.node(), "stream ends at its age; the client comes back");
@@ -276,12 +310,16 @@ mod tests {
 
     impl Served {
         fn new() -> Self {
+            Self::behind(Gate::default())
+        }
+
+        fn behind(gate: Gate) -> Self {
             let (snapshots, latest) = watch::channel(Snapshot::default());
             let metrics: Arc<Metrics> = Arc::default();
             let authenticator =
                 Authenticator::new(Arc::new(Nobody), "c".into(), "td".into(), vec![], metrics.clone());
-            let (clients, budget) = (Arc::default(), Budget::default());
-            let inner = Arc::new(Inner { snapshots: latest, authenticator, metrics, clients, budget });
+            let inner = Inner { snapshots: latest, authenticator, metrics, clients: Arc::default(), gate };
+            let inner = Arc::new(inner);
             let account = Account { namespace: "ambit-system".into(), name: "ztunnel".into() };
             let (requests, sent) = mpsc::channel(16);
             let caller = Caller { account, pod: None };
@@ -342,5 +380,90 @@ mod tests {
             served.pod(&format!("web-{turn}"));
         }
         assert_eq!(served.next().await.resources.len(), 100);
+    }
+
+    /// When all come back at once, few requests are in memory at a time, and everybody gets a turn.
+    #[tokio::test]
+    async fn clients_that_come_back_together_go_through_one_after_the_other() {
+        let gate = Gate::default();
+        let mut storm = Vec::new();
+        for _ in 0..40 {
+            let mut served = Served::behind(gate.clone());
+            served.pod("web-0");
+            served.ask(ADDRESS, "").await;
+            served.ask(AUTHORIZATION, "").await;
+            storm.push(served);
+        }
+        let mut first = Vec::new();
+        for (index, served) in storm.iter_mut().enumerate() {
+            if let Poll::Ready(push) = futures::poll!(served.pushes.next()) {
+                assert_eq!(push.expect("the stream goes on").expect("no error").type_url, AUTHORIZATION);
+                first.push(index);
+            }
+        }
+        assert_eq!(first.len(), 16);
+        // Requests of the others have not even been read.
+        assert_eq!(storm.iter().filter(|served| served.requests.capacity() < 16).count(), 40 - 16);
+        for index in first {
+            let served = &mut storm[index];
+            assert_eq!(served.next().await.resources.len(), 1);
+            // Takes it and asks for more: there is nothing more, and the next one's turn has come.
+            assert!(futures::poll!(served.pushes.next()).is_pending());
+        }
+        let mut answered = 0;
+        for served in &mut storm[16..32] {
+            assert_eq!(served.next().await.type_url, AUTHORIZATION);
+            answered += 1;
+        }
+        assert_eq!(answered, 16);
+    }
+
+    /// A client that is sent more than it reads holds one piece of it, and what happens meanwhile is merged.
+    #[tokio::test]
+    async fn a_slow_reader_of_a_large_mesh_holds_one_piece_and_then_gets_one_merged_push() {
+        use http_body::Body as _;
+        let mut served = Served::new();
+        let services = (0..3000)
+            .map(|index| {
+                fixtures::service(
+                    &format!("s{index}"),
+                    "10.1.0.1",
+                    json!({ "spec": { "selector": { "app": "nobody" } } }),
+                )
+            })
+            .collect();
+        served.state.apply(Event::Services(Delta::All(services)));
+        served.snapshots.send_replace(served.state.flush().unwrap());
+        served.ask(ADDRESS, "").await;
+        served.ask(AUTHORIZATION, "").await;
+        let pushes = std::mem::replace(&mut served.pushes, futures::stream::empty().boxed());
+        let mut body = Pushes::new(pushes);
+        let mut frame = async || {
+            std::future::poll_fn(|context| std::pin::Pin::new(&mut body).poll_frame(context))
+                .await
+                .expect("the body goes on")
+                .expect("no error")
+                .into_data()
+                .expect("data")
+        };
+        let policies = frame().await;
+        assert!(policies.len() < 200);
+        let mut read = frame().await;
+        assert!(read.len() < 80_000, "{}", read.len());
+        for turn in 0..50 {
+            served.pod(&format!("web-{turn}"));
+        }
+        // The rest of the message stands as it was begun, whatever has happened since.
+        let length = 5 + u32::from_be_bytes([read[1], read[2], read[3], read[4]]) as usize;
+        let mut whole = read.len();
+        while whole < length {
+            read = frame().await;
+            assert!(read.len() < 80_000);
+            whole += read.len();
+        }
+        assert_eq!(whole, length);
+        let merged = frame().await;
+        let message = <wire::xds::DeltaDiscoveryResponse as prost::Message>::decode(&merged[5..]).unwrap();
+        assert_eq!(message.resources.len(), 50);
     }
 }

@@ -9,6 +9,7 @@ use tonic::Status;
 use wire::type_url;
 use wire::xds::{DeltaDiscoveryRequest, Node};
 
+use super::demand::{self, Demand, Told};
 use super::frame::Push;
 use crate::auth::Caller;
 use crate::state::{Changes, Name, Shelf, Snapshot, TooFarBehind};
@@ -21,8 +22,12 @@ pub struct Session {
     salt: u64,
     sent: u64,
     node: Option<String>,
+    /// The cluster's node that the client runs on.
+    placed: Option<String>,
     address: Option<Subscription>,
     authorization: Option<Subscription>,
+    /// Names the client asks for, when it does not follow all workloads and services.
+    demand: Option<Demand>,
     outbox: VecDeque<Push>,
 }
 
@@ -90,8 +95,10 @@ impl Session {
             salt,
             sent: 0,
             node: None,
+            placed: None,
             address: None,
             authorization: None,
+            demand: None,
             outbox: VecDeque::new(),
         }
     }
@@ -107,6 +114,11 @@ impl Session {
         request.type_url == type_url::ADDRESS && self.address.is_none() && self.authorization.is_none()
     }
 
+    /// Whether the client has been told of workloads.
+    pub fn follows(&self) -> bool {
+        self.address.is_some()
+    }
+
     /// Takes in a request. An error ends the stream.
     pub fn request(&mut self, request: DeltaDiscoveryRequest, snapshot: &Snapshot) -> Result<Heard, Status> {
         if self.node.is_none() {
@@ -115,6 +127,7 @@ impl Session {
             })?;
             check_node(&self.caller, node)?;
             self.node = Some(node.id.clone());
+            self.placed = metadata(node, "NODE_NAME").map(str::to_string);
         }
         let kind = Kind::parse(&request.type_url)?;
         let Some(subscription) = self.subscription(kind) else {
@@ -123,28 +136,26 @@ impl Session {
         if let Some(error) = request.error_detail {
             return Ok(Heard::Rejected(error.message));
         }
-        if !request.response_nonce.is_empty() && request.response_nonce != subscription.nonce {
-            return Ok(Heard::Stale);
+        let stale = !request.response_nonce.is_empty() && request.response_nonce != subscription.nonce;
+        let named = |names: &[String]| names.iter().any(|name| name != "*");
+        if !named(&request.resource_names_subscribe) && !named(&request.resource_names_unsubscribe) {
+            return Ok(if stale { Heard::Stale } else { Heard::Acknowledged });
         }
-        let names: Vec<&String> = request
-            .resource_names_subscribe
-            .iter()
-            .chain(&request.resource_names_unsubscribe)
-            .filter(|name| *name != "*")
-            .collect();
-        if names.is_empty() {
-            return Ok(Heard::Acknowledged);
-        }
-        // Everything is sent anyway, but whoever asks gets an answer.
+        // Names count whichever push the request answers, and whoever asks gets an answer.
         self.update(snapshot)?;
-        let mut changes = Changes::default();
-        for name in &request.resource_names_subscribe {
-            match kind.shelf(snapshot).get(name) {
-                Some(resource) => changes.updated.push(resource.clone()),
-                None => changes.removed.push(name.as_str().into()),
+        let shelf = kind.shelf(snapshot);
+        let asked = request.resource_names_subscribe.iter().filter(|name| *name != "*");
+        let told = match (kind, &mut self.demand) {
+            (Kind::Address, Some(demand)) => {
+                demand.drop(&request.resource_names_unsubscribe, shelf);
+                let told = demand.ask(asked, shelf);
+                within(demand)?;
+                told
             }
-        }
-        self.push(kind, snapshot, changes.updated, changes.removed);
+            // Everything is sent anyway.
+            _ => Demand::default().ask(asked, shelf),
+        };
+        self.push(kind, snapshot, told.resources, told.removed);
         Ok(Heard::Subscribed)
     }
 
@@ -159,30 +170,29 @@ impl Session {
         let wildcard = request.resource_names_subscribe.is_empty()
             || (everything(&request.resource_names_subscribe)
                 && !everything(&request.resource_names_unsubscribe));
-        if !wildcard {
-            return Err(Status::unimplemented(
-                "on-demand discovery is not supported by this control plane yet; unset XDS_ON_DEMAND",
-            ));
+        if !wildcard && kind == Kind::Authorization {
+            return Err(Status::invalid_argument("policies are sent as a whole; ask for them without names"));
         }
         // What the client already follows is brought up to the same moment, so that workloads never name a policy
         // that was left behind.
         self.update(snapshot)?;
-        let mut known: BTreeMap<String, String> = request.initial_resource_versions;
         let shelf = kind.shelf(snapshot);
-        let missing = shelf
-            .iter()
-            .filter(|resource| {
-                known.remove(&*resource.name).is_none_or(|version| version != *resource.version)
-            })
-            .cloned()
-            .collect();
-        let removed = known.into_keys().map(Name::from).collect();
+        let known: BTreeMap<String, String> = request.initial_resource_versions;
+        let Told { resources, removed } = if wildcard {
+            catch_up(shelf, known)
+        } else {
+            let asked = request.resource_names_subscribe.iter().filter(|name| *name != "*");
+            let (demand, told) = Demand::open(self.placed.as_deref(), asked, known, shelf);
+            let told = within(&demand).map(|()| told)?;
+            self.demand = Some(demand);
+            told
+        };
         let subscription = Subscription { seen: snapshot.change, nonce: String::new() };
         match kind {
             Kind::Address => self.address = Some(subscription),
             Kind::Authorization => self.authorization = Some(subscription),
         }
-        self.push(kind, snapshot, missing, removed);
+        self.push(kind, snapshot, resources, removed);
         Ok(Heard::Subscribed)
     }
 
@@ -196,14 +206,20 @@ impl Session {
         let behind = |error: TooFarBehind| Status::unavailable(error.to_string());
         let policies = since(Kind::Authorization).map_err(behind)?;
         let mut addresses = since(Kind::Address).map_err(behind)?;
-        addresses.updated.append(&mut addresses.again);
+        let addresses = match &mut self.demand {
+            Some(demand) => demand.filter(addresses, &snapshot.addresses),
+            None => {
+                addresses.updated.append(&mut addresses.again);
+                Told { resources: addresses.updated, removed: addresses.removed }
+            }
+        };
         let mut push = |kind, resources: Vec<_>, removed: Vec<_>| {
             if !resources.is_empty() || !removed.is_empty() {
                 self.push(kind, snapshot, resources, removed);
             }
         };
         push(Kind::Authorization, policies.updated, Vec::new());
-        push(Kind::Address, addresses.updated, addresses.removed);
+        push(Kind::Address, addresses.resources, addresses.removed);
         push(Kind::Authorization, policies.again, policies.removed);
         Ok(())
     }
@@ -211,6 +227,11 @@ impl Session {
     /// The next push, if there is one.
     pub fn take(&mut self) -> Option<Push> {
         self.outbox.pop_front()
+    }
+
+    /// Whether there is something to be told.
+    pub fn has_news(&self) -> bool {
+        !self.outbox.is_empty()
     }
 
     fn subscription(&mut self, kind: Kind) -> Option<&mut Subscription> {
@@ -238,21 +259,41 @@ impl Session {
             nonce,
             resources,
             removed,
+            aliases: kind == Kind::Address && self.demand.is_some(),
         });
+    }
+}
+
+/// Whether a client asks for no more names than a mesh can have.
+fn within(demand: &Demand) -> Result<(), Status> {
+    if demand.asked() <= demand::MOST {
+        return Ok(());
+    }
+    Err(Status::resource_exhausted(format!(
+        "more than {} names asked for on one stream; follow everything instead (unset XDS_ON_DEMAND)",
+        demand::MOST
+    )))
+}
+
+/// What a client that follows everything does not have.
+fn catch_up(shelf: &Shelf, mut known: BTreeMap<String, String>) -> Told {
+    let missing = shelf
+        .iter()
+        .filter(|resource| known.remove(&*resource.name).is_none_or(|version| version != *resource.version));
+    let resources = missing.cloned().collect();
+    Told { resources, removed: known.into_keys().map(Name::from).collect() }
+}
+
+/// A text of a node's metadata, if it is there and not empty.
+fn metadata<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
+    match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
+        prost_types::value::Kind::StringValue(text) => Some(text.as_str()).filter(|text| !text.is_empty()),
+        _ => None,
     }
 }
 
 /// A client may only speak for a proxy of its own namespace and account (reference/control-plane.md §3.3).
 fn check_node(caller: &Caller, node: &Node) -> Result<(), Status> {
-    let metadata = |key: &str| {
-        let value = node.metadata.as_ref()?.fields.get(key)?;
-        match value.kind.as_ref()? {
-            prost_types::value::Kind::StringValue(text) => {
-                Some(text.as_str()).filter(|text| !text.is_empty())
-            }
-            _ => None,
-        }
-    };
     // `type~ip~pod.namespace~namespace.svc.domain`
     let parts: Vec<&str> = node.id.split('~').collect();
     let from_id = match parts[..] {
@@ -263,8 +304,8 @@ fn check_node(caller: &Caller, node: &Node) -> Result<(), Status> {
             ));
         }
     };
-    let namespace = metadata("NAMESPACE").or(from_id).unwrap_or_default();
-    let account = metadata("SERVICE_ACCOUNT");
+    let namespace = metadata(node, "NAMESPACE").or(from_id).unwrap_or_default();
+    let account = metadata(node, "SERVICE_ACCOUNT");
     if namespace != &*caller.account.namespace
         || account.is_some_and(|account| account != &*caller.account.name)
     {

@@ -1,5 +1,8 @@
 //! The protocol with one client.
 
+mod demand;
+mod model;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
@@ -158,6 +161,75 @@ fn a_client_that_comes_back_gets_what_is_new_and_hears_what_is_gone() {
     assert_eq!(pushes[0].removed, ["Kubernetes//Pod/shop/gone".into()]);
 }
 
+/// A request of that size is some 15 MB, far below what the server takes and far above what gRPC takes by default.
+#[test]
+fn a_client_may_come_back_with_two_hundred_thousand_names() {
+    use prost::Message;
+    let mut talk = Talk::new();
+    talk.pod("web-0", json!({}));
+    let mut request = first(ADDRESS);
+    request.initial_resource_versions = (0..200_000)
+        .map(|index| {
+            (
+                format!("Kubernetes//Pod/team-{}/service-6c7d8f9b5-{index}", index / 100),
+                "0123456789abcdef".into(),
+            )
+        })
+        .collect();
+    let bytes = request.encode_to_vec();
+    assert!((4 << 20..service::REQUEST_LIMIT).contains(&bytes.len()), "{}", bytes.len());
+    talk.ask(DeltaDiscoveryRequest::decode(&bytes[..]).unwrap());
+    let pushes = talk.pushes();
+    assert_eq!((names(&pushes[0]), pushes[0].removed.len()), (vec![WEB], 200_000));
+}
+
+/// Case D19. What happened while the line was down is told; of a large mesh in which nothing happened, nothing is.
+#[test]
+fn what_was_deleted_while_the_line_was_down_is_gone_after_it() {
+    let deny = |name: &str| fixtures::authorization("shop", name, json!({ "action": "DENY", "rules": [{}] }));
+    let world = |talk: &mut Talk| {
+        talk.pod("a", json!({}));
+        talk.pod("b", json!({}));
+        talk.happens(Event::Authorizations(Delta::Put(deny("p"))));
+    };
+    let change = |talk: &mut Talk| {
+        talk.happens(Event::Pods(Delta::Gone(Key::new("shop", "b"))));
+        talk.happens(Event::Authorizations(Delta::Gone(Key::new("shop", "p"))));
+        talk.pod("a", json!({ "status": { "podIP": "10.0.0.77", "podIPs": [{ "ip": "10.0.0.77" }] } }));
+    };
+    let known = |shelf: &crate::state::Shelf| -> BTreeMap<String, String> {
+        shelf.iter().map(|one| (one.name.to_string(), one.version.to_string())).collect()
+    };
+    for fresh in [false, true] {
+        let mut talk = Talk::new();
+        world(&mut talk);
+        let (addresses, policies) = (known(&talk.snapshot.addresses), known(&talk.snapshot.policies));
+        if fresh {
+            // Another process, which has never heard of what is gone.
+            talk = Talk::new();
+            talk.pod("a", json!({ "status": { "podIP": "10.0.0.77", "podIPs": [{ "ip": "10.0.0.77" }] } }));
+        } else {
+            change(&mut talk);
+        }
+        talk.session = Session::new(caller(), 8);
+        talk.ask(DeltaDiscoveryRequest { initial_resource_versions: addresses, ..first(ADDRESS) });
+        talk.ask(DeltaDiscoveryRequest { initial_resource_versions: policies, ..first(AUTHORIZATION) });
+        let pushes = talk.pushes();
+        assert_eq!(names(&pushes[0]), ["Kubernetes//Pod/shop/a"], "fresh: {fresh}");
+        assert_eq!(pushes[0].removed, ["Kubernetes//Pod/shop/b".into()]);
+        assert_eq!((names(&pushes[1]), &pushes[1].removed[..]), (vec![], &["shop/p".into()][..]));
+    }
+
+    let mut talk = Talk::new();
+    let services = (0..10_000).map(|index| fixtures::service(&format!("s{index}"), "10.1.0.1", json!({})));
+    talk.happens(Event::Services(Delta::All(services.collect())));
+    let all = known(&talk.snapshot.addresses);
+    assert_eq!(all.len(), 10_000);
+    talk.ask(DeltaDiscoveryRequest { initial_resource_versions: all, ..first(ADDRESS) });
+    let bytes: usize = talk.pushes().iter().map(Push::len).sum();
+    assert!(bytes < 1024, "{bytes}");
+}
+
 #[test]
 fn answers_are_told_apart_and_answered_with_nothing() {
     let mut talk = Talk::new();
@@ -238,10 +310,9 @@ fn streams_that_cannot_be_served_are_told_why() {
     odd.node = Some(Node { id: "x".into(), ..Node::default() });
     assert_eq!(Talk::new().refused(odd), Code::InvalidArgument);
     assert_eq!(Talk::new().refused(first("type.googleapis.com/envoy.Cluster")), Code::InvalidArgument);
-    let mut on_demand = first(ADDRESS);
-    on_demand.resource_names_subscribe = vec!["*".into()];
-    on_demand.resource_names_unsubscribe = vec!["*".into()];
-    assert_eq!(Talk::new().refused(on_demand), Code::Unimplemented);
+    let mut by_name = first(AUTHORIZATION);
+    by_name.resource_names_subscribe = vec!["shop/one".into()];
+    assert_eq!(Talk::new().refused(by_name), Code::InvalidArgument);
     let mut wildcard = first(ADDRESS);
     wildcard.resource_names_subscribe = vec!["*".into()];
     assert_eq!(Talk::new().ask(wildcard), Heard::Subscribed);

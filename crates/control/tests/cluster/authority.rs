@@ -31,6 +31,17 @@ impl Cluster {
         soon(wanted, await_condition(secrets, SECRET, reached)).await.unwrap();
     }
 
+    /// Until exactly these roots stand in namespace shop.
+    async fn roots_are(&self, bundle: &str) -> String {
+        let wanted = all(bundle);
+        let maps = Api::<core::ConfigMap>::namespaced(self.client.clone(), "shop");
+        let right = |map: Option<&core::ConfigMap>| {
+            map.and_then(|map| map.data.as_ref()).is_some_and(|data| all(&data["root-cert.pem"]) == wanted)
+        };
+        let map = soon("the roots", await_condition(maps, "istio-ca-root-cert", right)).await.unwrap();
+        map.unwrap().data.unwrap()["root-cert.pem"].clone()
+    }
+
     /// Waits until the root certificate of a namespace has so many roots.
     async fn roots(&self, count: usize) -> String {
         let api = Api::<core::ConfigMap>::namespaced(self.client.clone(), "shop");
@@ -176,4 +187,41 @@ async fn a_plugged_in_authority_is_used_and_followed_but_never_one_that_would_cu
     replace(plugged(ByteString(own.clone().into_bytes()))).await;
     assert_eq!(all(&cluster.roots(1).await), all(&own));
     cluster.halt().await;
+}
+
+/// A directory as the kubelet fills it from a Secret of cert-manager: files change in place while it runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_authority_in_files_is_used_and_followed_when_they_change() {
+    let cluster = Cluster::bare().await;
+    let own = cluster.root("shop").await;
+    let made = cluster.secrets().get(SECRET).await.unwrap().data.unwrap();
+    let directory = std::env::temp_dir().join(format!("ambit-ca-{:016x}", rand::random::<u64>()));
+    std::fs::create_dir(&directory).unwrap();
+    // Another than the one in the Secret, so that it shows which one is used.
+    let upstream = Authority::self_signed("cluster.local", std::time::SystemTime::now()).unwrap();
+    let stored = control::ca::store::secret("x", &upstream);
+    let stored = control::ca::store::texts(&stored).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).unwrap();
+    write("tls.crt", &stored["ca-cert.pem"]);
+    write("tls.key", &stored["ca-key.pem"]);
+    write("ca.crt", upstream.root_bundle());
+
+    let config = control::Config { ca_directory: Some(directory.clone()), ..cluster.config() };
+    let replica = super::replicas::Replica::with(&cluster, "control-a", 1, config);
+    assert_eq!(all(&cluster.roots_are(upstream.root_bundle()).await), all(upstream.root_bundle()));
+    let token = cluster.proxy_token().await;
+    let channel = cluster.connect_to(&replica).await;
+    let (answer, key) =
+        certificate(channel.clone(), &token, "spiffe://cluster.local/ns/shop/sa/web").await.unwrap();
+    assert_eq!(all(answer.cert_chain.last().unwrap()), all(upstream.root_bundle()));
+    usable_both_ways(&answer.cert_chain, &key);
+
+    // A key of another certificate is not used; a further root is.
+    write("tls.key", std::str::from_utf8(&made["ca-key.pem"].0).unwrap());
+    certificate(channel, &token, "spiffe://cluster.local/ns/shop/sa/web").await.unwrap();
+    write("tls.key", &stored["ca-key.pem"]);
+    let both = format!("{}{own}", upstream.root_bundle());
+    write("ca.crt", &both);
+    cluster.roots_are(&both).await;
+    std::fs::remove_dir_all(&directory).unwrap();
 }

@@ -1,6 +1,7 @@
 //! The whole control plane against a real Kubernetes API (the lab's, in this process), as a node proxy sees it.
 
 mod authority;
+mod replicas;
 mod status;
 
 use std::collections::BTreeMap;

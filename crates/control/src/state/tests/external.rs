@@ -19,7 +19,7 @@ impl World {
         wire::workload::Address::decode(&resource.resource.unwrap().value[..]).unwrap().r#type
     }
 
-    fn workload(&self, name: &str) -> wire::workload::Workload {
+    pub(super) fn workload(&self, name: &str) -> wire::workload::Workload {
         match self.published(name) {
             Some(Type::Workload(workload)) => workload,
             other => panic!("{name}: {other:?}"),
