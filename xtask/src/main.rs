@@ -5,6 +5,7 @@
 
 mod bench;
 mod commands;
+mod fuzz;
 mod packages;
 mod ui;
 
@@ -36,6 +37,20 @@ enum Command {
         #[command(subcommand)]
         what: bench::Bench,
     },
+    /// Fuzz everything that reads from a peer
+    Fuzz {
+        /// Seconds for each target
+        #[arg(long, default_value_t = 600)]
+        seconds: u32,
+        /// Names of targets; none: all
+        targets: Vec<String>,
+    },
+    /// Let a lab run under load while pods come and go and the control plane is killed, and look for leaks
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 10)]
+        minutes: u32,
+    },
     /// Check format, lints and dependencies
     Lint,
     /// Build and test the web UI, and compare the build with the committed one
@@ -51,6 +66,8 @@ fn main() -> std::process::ExitCode {
         Command::Demo { args } => commands::demo(&args),
         Command::Test { args } => commands::test(&args),
         Command::Bench { what } => bench::bench(&what),
+        Command::Fuzz { seconds, targets } => fuzz::fuzz(seconds, &targets),
+        Command::Soak { minutes } => fuzz::soak(minutes),
         Command::Lint => commands::lint(),
         Command::Ui => ui::ui(),
         Command::View => ui::view(),

@@ -219,14 +219,17 @@ fn a_client_whose_certificate_is_revoked_is_cut_and_refused_from_then_on() {
         assert_eq!(stream.read_u8().await.unwrap(), b'x');
         std::fs::write(&path, world.control.revoke(&credential)).unwrap();
         tokio::time::timeout(std::time::Duration::from_secs(10), tunnel.closed()).await.expect("it is cut");
-        let metrics = world.pb.metrics().await;
-        assert_eq!(
-            metrics.sum("istio_tcp_connections_failed_total", &[("response_flags", "CERT_REVOKED")]),
-            1
-        );
+        eventually("its connection has failed for that reason", async || {
+            let metrics = world.pb.metrics().await;
+            metrics.sum("istio_tcp_connections_failed_total", &[("response_flags", "CERT_REVOKED")]) == 1
+        })
+        .await;
         assert!(connect().await.is_err());
-        let metrics = world.pb.metrics().await;
-        assert_eq!(metrics.sum("ambit_connections_refused_total", &[("reason", "certificate_revoked")]), 1);
+        eventually("its next handshake is refused for that reason", async || {
+            let metrics = world.pb.metrics().await;
+            metrics.sum("ambit_connections_refused_total", &[("reason", "certificate_revoked")]) == 1
+        })
+        .await;
         // Everybody else goes on.
         assert_eq!(call(&world.a, world.b.at(8080), b"y").await.unwrap(), b"y");
     });
