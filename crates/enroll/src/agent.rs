@@ -19,7 +19,7 @@ mod stock;
 mod watch;
 mod wish;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -79,6 +79,8 @@ struct Node {
     /// All PeerAuthentications, as far as they can be had.
     peers: ArcSwap<Vec<Peer>>,
     events: events::Events,
+    /// Namespaces in which pods are in by their own label. They stay here when those pods have gone: more may come.
+    by_own_label: Mutex<BTreeSet<String>>,
     /// Pods that look as if they were in the mesh, and why they are not, as was said.
     explained: Mutex<HashMap<String, Reason>>,
     finder: Finder,
@@ -200,6 +202,7 @@ fn build(
         exempt,
         peers: ArcSwap::default(),
         events,
+        by_own_label: Mutex::default(),
         explained: Mutex::default(),
         finder: Finder { host_proc: config.host_proc.clone(), host_root: config.host_root.clone() },
         remembered: Remembered::load(&config.run_dir),
@@ -224,7 +227,10 @@ fn exempt(config: &Config) -> anyhow::Result<Exempt> {
 
 fn installer(config: &Config) -> Option<Installer> {
     let prefix = config.agent_pod_prefix();
-    let entry = conflist::entry(&config.run_dir, &config.namespace, &prefix, &config.exclude_namespaces);
+    let mut entry = conflist::entry(&config.run_dir, &config.namespace, &prefix, &config.exclude_namespaces);
+    if config.hold_all {
+        entry["hold_all"] = true.into();
+    }
     config.cni.clone().map(|place| Installer::new(place, entry))
 }
 

@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 /// What the agent leaves for the plugin while it is away.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
-    /// Namespaces whose labels put pods into the mesh.
+    /// Namespaces whose labels put pods into the mesh, and those in which pods were in by their own.
     pub namespaces: BTreeSet<String>,
 }
 
@@ -71,7 +71,7 @@ pub fn offline(config: &plugin::Config, known: Option<&Known>, namespace: &str, 
         return Offline::Start;
     }
     match known {
-        Some(known) if !known.namespaces.contains(namespace) => Offline::Start,
+        Some(known) if !config.hold_all && !known.namespaces.contains(namespace) => Offline::Start,
         _ => Offline::Refuse,
     }
 }

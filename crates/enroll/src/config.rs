@@ -44,6 +44,8 @@ pub struct Config {
     pub zds_socket: PathBuf,
     /// Where the CNI plugin finds the agent, and where the agent keeps what must outlive it.
     pub run_dir: PathBuf,
+    /// While the agent is away every new pod waits, not only those of namespaces that are known to be in the mesh.
+    pub hold_all: bool,
     /// Installs the CNI plugin when given.
     pub cni: Option<CniInstall>,
     /// The node's `/proc`.

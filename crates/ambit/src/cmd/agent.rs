@@ -54,6 +54,9 @@ pub struct Args {
     /// Put the plugin into the cluster's own network configuration; off: into one of its own (Multus, OpenShift)
     #[arg(long, env = "CHAINED_CNI_PLUGIN", action = clap::ArgAction::Set, default_value_t = true)]
     chained: bool,
+    /// While the agent is away every new pod waits, not only those of namespaces known to be in the mesh
+    #[arg(long, env = "AMBIT_CNI_HOLD_ALL", action = clap::ArgAction::Set, default_value_t = false)]
+    hold_all: bool,
     /// Directory of the node's network configurations
     #[arg(long, env = "MOUNTED_CNI_NET_DIR", default_value = "/host/etc/cni/net.d")]
     cni_net_dir: PathBuf,
@@ -162,6 +165,7 @@ impl Args {
             probe_v6: self.probe_snat_ipv6,
             zds_socket: self.zds_socket,
             run_dir: self.run_dir,
+            hold_all: self.hold_all,
             cni,
             host_proc: self.host_proc,
             host_root: self.host_root,

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::Node;
 use crate::cni::Known;
 use crate::config::known_file;
+use crate::eligibility::{Verdict, judge};
 
 /// The writing ends of the stores, until the watches run.
 pub(super) struct Watches {
@@ -77,7 +78,11 @@ async fn watch_pods(node: Arc<Node>, mut store: Writer<Pod>, synced: Arc<signal:
         store.apply_watcher_event(&event);
         uids.into_iter().for_each(|uid| node.push(uid));
         kind.inspect(|kind| node.metrics.reconciled(kind));
+        if let Event::Apply(pod) = &event {
+            note_own_label(&node, pod);
+        }
         if matches!(event, Event::InitDone) {
+            node.pods.state().iter().for_each(|pod| note_own_label(&node, pod));
             // Whatever was missed while nobody watched: those that are there, and those that were.
             push_all(&node);
             note_synced(&node, &synced);
@@ -106,7 +111,10 @@ async fn watch_namespaces(node: Arc<Node>, mut store: Writer<Namespace>, synced:
                     node.pods.state().into_iter().filter(|pod| pod.namespace().as_deref() == Some(&name));
                 pods.filter_map(|pod| pod.uid()).for_each(|uid| node.push(uid));
             }
-            Event::Delete(_) => note_known(&node),
+            Event::Delete(namespace) => {
+                node.by_own_label.lock().remove(&namespace.name_any());
+                note_known(&node);
+            }
             Event::InitDone => {
                 note_known(&node);
                 push_all(&node);
@@ -123,6 +131,15 @@ fn push_all(node: &Node) {
     there.chain(were).chain(node.remembered.all().into_keys()).for_each(|uid| node.push(uid));
 }
 
+/// A pod that is in by its own label: others like it will come to its namespace, also while no agent is there.
+fn note_own_label(node: &Node, pod: &Pod) {
+    let nothing = std::collections::BTreeMap::new();
+    let Some(namespace) = pod.namespace() else { return };
+    if judge(&node.rules, pod, &nothing) == Verdict::Enrol && node.by_own_label.lock().insert(namespace) {
+        note_known(node);
+    }
+}
+
 /// Leaves the list of enrolled namespaces for the plugin.
 fn note_known(node: &Node) {
     let none = std::collections::BTreeMap::new();
@@ -135,6 +152,7 @@ fn note_known(node: &Node) {
             node.rules.namespace_is_enrolled(&namespace.name_any(), labels)
         })
         .map(|namespace| namespace.name_any())
+        .chain(node.by_own_label.lock().iter().cloned())
         .collect();
     let file = known_file(&node.config.run_dir);
     let known = Known { namespaces };

@@ -36,6 +36,9 @@ pub struct Config {
     /// Namespaces that are never enrolled.
     #[serde(default)]
     pub exclude_namespaces: Vec<String>,
+    /// Without the agent every pod waits, but for the agent's own and those of excluded namespaces.
+    #[serde(default)]
+    pub hold_all: bool,
     #[serde(rename = "prevResult", default)]
     prev_result: Option<Value>,
 }

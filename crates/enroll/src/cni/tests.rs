@@ -118,6 +118,13 @@ async fn while_the_agent_is_away_only_pods_that_could_be_in_the_mesh_wait() {
     assert_eq!(refusal["code"], 11);
     let text = refusal["msg"].as_str().unwrap();
     assert!(text.contains("ambit-agent-*") && text.contains("shop/a") && !text.contains('\n'), "{text}");
+    // Where it is wanted so, everybody waits but the agent and what is excluded.
+    let mut strict = input(dir.path());
+    strict["hold_all"] = true.into();
+    assert_ne!(call(&add_env("plain", "a"), &strict).await.status, 0);
+    for (namespace, name) in [("ambit-system", "ambit-agent-x2x4z"), ("kube-system", "coredns")] {
+        assert_eq!(call(&add_env(namespace, name), &strict).await.status, 0, "{namespace}");
+    }
     // A list that cannot be read is no list.
     std::fs::write(crate::config::known_file(dir.path()), b"[").unwrap();
     assert!(!start("plain", "a").await);

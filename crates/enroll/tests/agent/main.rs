@@ -344,3 +344,45 @@ fn a_plugin_in_a_configuration_of_its_own_enrols_by_what_the_namespace_shows() {
         assert!(world.probes().contains("10.77.1.2"));
     });
 }
+
+#[test]
+fn a_pod_that_is_in_by_its_own_label_waits_for_an_agent_that_is_away() {
+    in_a_node(async |world: &mut World| {
+        world.api.namespace("plain", None);
+        world.api.namespace("other", None);
+        world.pod("plain", "a", "10.77.1.2");
+        world.api.patch_pod("a", &json!({"metadata": {"labels": {"istio.io/dataplane-mode": "ambient"}}}));
+        world.start_proxy();
+        world.start_agent();
+        world.until("a is enrolled", |w| w.annotation("a").as_deref() == Some("enabled")).await;
+        // The one that is there goes, its successor comes while no agent is there.
+        world.api.delete_pod("a");
+        world.until("a has gone", |w| w.proxy_has().is_empty()).await;
+        world.api.namespace("third", Some(AMBIENT));
+        world
+            .until("the list was written anew", |w| {
+                let known = enroll::cni::Known::read(&enroll::config::known_file(&w.run_dir()));
+                known.is_some_and(|known| known.namespaces.contains("third"))
+            })
+            .await;
+        world.stop_agent().await;
+        world.new_pod("plain", "b", "10.77.2.2");
+        world.api.patch_pod("b", &json!({"metadata": {"labels": {"istio.io/dataplane-mode": "ambient"}}}));
+        let outcome = world.cni_add("plain", "b", "10.77.2.2").await;
+        assert_eq!((outcome.status, &outcome.stdout.unwrap()["code"]), (1, &json!(11)));
+        world.new_pod("other", "c", "10.77.3.2");
+        assert_eq!(world.cni_add("other", "c", "10.77.3.2").await.status, 0, "nobody else waits");
+        world.start_agent();
+        // The runtime asks again until somebody answers.
+        let mut outcome = world.cni_add("plain", "b", "10.77.2.2").await;
+        for _ in 0..200 {
+            if outcome.status == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            outcome = world.cni_add("plain", "b", "10.77.2.2").await;
+        }
+        assert_eq!(outcome.status, 0, "{outcome:?}");
+        assert!(world.redirected("b"), "before its first packet");
+    });
+}

@@ -105,6 +105,7 @@ impl World {
             probe_v6: PROBE_SNAT_V6,
             zds_socket: dir.join("z.sock"),
             run_dir: self.run_dir(),
+            hold_all: false,
             cni: Some(CniInstall {
                 net_dir: dir.join("host/net.d"),
                 bin_dir: dir.join("host/bin"),
@@ -138,6 +139,10 @@ impl World {
         if let Some((stop, task)) = self.agent.take() {
             stop.cancel();
             tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap().unwrap();
+            // A process gives up its ports by ending; here its servers end a moment after it.
+            for port in [15014, 8000, STATUS_PORT] {
+                self.until("the port is free", |_| std::net::TcpListener::bind(("::", port)).is_ok()).await;
+            }
         }
     }
 
@@ -296,7 +301,14 @@ impl World {
     pub async fn until(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !holds(self) {
-            assert!(Instant::now() < deadline, "never: {what}");
+            if Instant::now() >= deadline {
+                // What an agent that serves has to say about it.
+                let mut said = Vec::new();
+                for name in self.pods.keys() {
+                    said.push(self.status("shop", name).await);
+                }
+                panic!("never: {what}: {said:#?}");
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
