@@ -1,6 +1,9 @@
 //! Continuous requests from pod to pod by IP, over connections that are kept open, as Go's client, curl and
 //! connection pools do it: a request on a reused connection that breaks before any answer is sent once more on a
 //! new one; everything else that goes wrong is a failed request.
+//!
+//! A few clients do it as pools of database connections do (JDBC): several connections lie idle, one is tried out
+//! before it is lent, and what is sent then is never sent again.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,6 +21,9 @@ use tokio::task::JoinSet;
 fn every(pods: usize) -> Duration {
     Duration::from_millis(200.max(6 * pods as u64))
 }
+/// How many clients are pools, and how many connections each keeps.
+const POOLS: usize = 4;
+const POOLED: usize = 3;
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -26,6 +32,7 @@ pub struct Load {
     word: std::sync::Mutex<String>,
     requests: AtomicU64,
     again: AtomicU64,
+    pooled: AtomicU64,
     failed: std::sync::Mutex<Vec<String>>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
     stop: tokio_util::sync::CancellationToken,
@@ -35,6 +42,7 @@ pub struct Load {
 pub struct Outcome {
     pub requests: u64,
     pub again: u64,
+    pub pooled: u64,
     pub failed: Vec<String>,
 }
 
@@ -57,6 +65,7 @@ impl Load {
             word: std::sync::Mutex::new("word-start".to_owned()),
             requests: AtomicU64::default(),
             again: AtomicU64::default(),
+            pooled: AtomicU64::default(),
             failed: std::sync::Mutex::default(),
             tasks: tokio::sync::Mutex::default(),
             stop: tokio_util::sync::CancellationToken::new(),
@@ -64,6 +73,13 @@ impl Load {
         let mut tasks = JoinSet::new();
         for (at, pod) in pods.iter().enumerate() {
             let netns = netns_of(pod).expect("a ready pod has a process");
+            if at < POOLS {
+                let target = pods[(at + 1) % pods.len()];
+                let ip = target.status.as_ref().and_then(|status| status.pod_ip.as_ref()).unwrap();
+                let names = format!("pool of {} -> {}", pod.name_any(), target.name_any());
+                let to = SocketAddr::new(ip.parse().unwrap(), port);
+                tasks.spawn(load.clone().pool(names, netns.clone(), to));
+            }
             for target in [at + 1, at + pods.len() / 2] {
                 let target = pods[target % pods.len()];
                 let ip = target.status.as_ref().and_then(|status| status.pod_ip.as_ref()).unwrap();
@@ -96,6 +112,7 @@ impl Load {
         Outcome {
             requests: self.requests(),
             again: self.again.load(Ordering::Relaxed),
+            pooled: self.pooled.load(Ordering::Relaxed),
             failed: self.failed.lock().unwrap().clone(),
         }
     }
@@ -125,6 +142,45 @@ impl Load {
                     kept = None;
                     self.failed.lock().unwrap().push(format!("{names}, {word}: {}", fault.text));
                 }
+            }
+        }
+    }
+
+    async fn pool(self: Arc<Self>, names: String, netns: NetNs, to: SocketAddr) {
+        let mut idle: std::collections::VecDeque<TcpStream> = std::collections::VecDeque::new();
+        let mut ticks = tokio::time::interval(Duration::from_millis(300));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            let mut lent = None;
+            if idle.len() >= POOLED {
+                // The one that has been idle longest, if it is still good.
+                while let Some(mut stream) = idle.pop_front() {
+                    if bounded(request(&mut stream, "/healthz")).await.is_ok() {
+                        lent = Some(stream);
+                        break;
+                    }
+                }
+            }
+            let word = self.word.lock().unwrap().clone();
+            let result = bounded(async {
+                let mut stream = match lent {
+                    Some(stream) => stream,
+                    None => dial(&netns, to).await?,
+                };
+                request(&mut stream, &format!("/{word}")).await?;
+                Ok(stream)
+            })
+            .await;
+            match result {
+                Ok(stream) => {
+                    idle.push_back(stream);
+                    self.pooled.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(fault) => self.failed.lock().unwrap().push(format!("{names}, {word}: {}", fault.text)),
             }
         }
     }

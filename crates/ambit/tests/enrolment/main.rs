@@ -3,6 +3,7 @@
 //!
 //! Sizes are those that two cores bear within CI's time; `AMBIT_TEST_PODS` makes them larger.
 
+mod curl;
 mod eavesdropper;
 mod load;
 mod plugin;
@@ -173,6 +174,8 @@ async fn many_pods_join_and_leave_under_requests_and_none_is_lost() {
     // Each calls two others, by pod IP, over connections that it keeps open.
     let members: Vec<&Pod> = crowd.iter().map(|name| &ready[name]).collect();
     let load = Load::start(&members, PORT);
+    let ip_of = |pod: &Pod| pod.status.as_ref().and_then(|status| status.pod_ip.clone()).unwrap();
+    let curl = curl::Curl::start(&netns_of(members[0]).unwrap(), &ip_of(members[1]), PORT);
     let ears = Eavesdropper::listen(&nodes, lab.home()).await;
     load.say("word-before");
     eventually("plaintext to be readable before", || async { ears.heard("word-before") }).await;
@@ -211,13 +214,18 @@ async fn many_pods_join_and_leave_under_requests_and_none_is_lost() {
     }
     assert_eq!(of_nodes(&nodes), rules_of_nodes);
 
+    let (answered, connections) = curl.stop();
+    println!("curl: {answered} requests over {connections} connections, none failed");
+    assert!(answered > 50 && connections > 4, "it was made to dial anew at each change");
     let result = load.stop().await;
     println!(
-        "{} requests, {} over a connection dialled anew, {} failed",
+        "{} requests, {} over a connection dialled anew, {} of pools, {} failed",
         result.requests,
         result.again,
+        result.pooled,
         result.failed.len()
     );
+    assert!(result.pooled > 50, "the pools were used");
     assert!(result.failed.is_empty(), "{:#?}", shown(&result.failed));
     // The annotation goes first, the rest when the connections that the proxy held are idle.
     let last = pods(&client).await;
