@@ -20,6 +20,8 @@ use crate::unseen::Unseen;
 
 /// How long a judged snapshot is good.
 const FRESH: Millis = 1_000;
+/// How long the proof of all targets is good: Prometheis are not asked more often than every five seconds.
+const PROVEN: Millis = 3_000;
 /// Snapshots of different windows kept at once.
 const TABLES: usize = 8;
 
@@ -118,10 +120,12 @@ impl Observer {
         self.scrapers.read().clone()
     }
 
-    /// The Prometheis were polled.
+    /// The Prometheis were polled. Their targets are judged at once, so that no page waits for it: with ten thousand
+    /// targets this takes some tens of milliseconds.
     pub fn set_scrapers(&self, scrapers: Vec<Scraper>) {
         *self.scrapers.write() = Arc::new(scrapers);
-        *self.proofs.lock() = None;
+        let mut proofs = self.proofs.lock();
+        *proofs = Some(self.judged());
     }
 
     /// Works on the store. Short work only: proxies are waiting.
@@ -152,23 +156,32 @@ impl Observer {
         }
         let window = Window { seconds, at: at.unwrap_or(now), live: at.is_none() };
         let directory = self.directory();
-        // What Prometheus knows is of now, so it belongs to no window of the past.
-        let proofs = window.live.then(|| self.proofs());
+        // What Prometheus knows is of now, so it belongs to no window of the past; and as it is asked now and then only,
+        // what was judged when it last was is as new as can be.
+        let proofs = self.proofs.lock().as_ref().filter(|_| window.live).map(|(_, proofs)| proofs.clone());
         let unseen = proofs.as_ref().map_or(&[][..], |proofs| &proofs.unseen);
         let table = Arc::new(Table::of(&self.store.lock(), &directory, unseen, window, now));
         tables.insert(key, (now, table.clone()));
         table
     }
 
-    /// All targets, judged; at most a second old.
+    /// All targets, judged; at most some seconds old.
     pub fn proofs(&self) -> Arc<Proofs> {
         let now = self.now();
         let mut proofs = self.proofs.lock();
         if let Some((made, proofs)) = &*proofs
-            && now.saturating_sub(*made) < FRESH
+            && now.saturating_sub(*made) < PROVEN
         {
             return proofs.clone();
         }
+        let (made, all) = self.judged();
+        *proofs = Some((made, all.clone()));
+        all
+    }
+
+    /// Judges all targets now.
+    fn judged(&self) -> Made<Proofs> {
+        let now = self.now();
         let (scrapers, directory) = (self.scrapers(), self.directory());
         let mut all = Proofs { at: now, ..Proofs::default() };
         for scraper in scrapers.iter() {
@@ -183,8 +196,6 @@ impl Observer {
         all.targets.sort_by(|a, b| {
             (a.proof, &a.namespace, &a.pod, &a.id).cmp(&(b.proof, &b.namespace, &b.pod, &b.id))
         });
-        let all = Arc::new(all);
-        *proofs = Some((now, all.clone()));
-        all
+        (now, Arc::new(all))
     }
 }

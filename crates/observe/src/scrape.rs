@@ -116,7 +116,11 @@ pub async fn poll(
         }
         let mut scrapers: Vec<Scraper> = known.values().map(|polled| polled.scraper.clone()).collect();
         scrapers.sort_by(|a, b| a.id.cmp(&b.id));
-        observer.set_scrapers(scrapers);
+        // Judging many targets is not for the threads that serve sockets.
+        let judging = observer.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || judging.set_scrapers(scrapers)).await {
+            tracing::error!(%error, "the targets could not be judged");
+        }
         let next = known.values().map(|polled| polled.next).min();
         let next = next.unwrap_or_else(|| Instant::now() + EVERY);
         tokio::select! {

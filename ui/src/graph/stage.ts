@@ -79,6 +79,8 @@ export class Stage {
     this.fitted = false;
     if (!this.scene || this.scene.layout.boxes.size === 0 || this.width === 0) return;
     this.move(fit(this.scene.layout.bounds, this.width, this.height));
+    // Nobody is dragging: it need not wait until hands are still.
+    this.touched = -Infinity;
     this.dirty = true;
     this.fitted = true;
   }

@@ -129,7 +129,7 @@ describe("the lines", () => {
     for (const [id, route] of routes(l, edges)) {
       if (!route.trunk) continue;
       const target = l.boxes.get(id.slice(id.indexOf(">") + 1));
-      expect(route.badge.y).toBe(target?.y - 5);
+      expect(route.badge.y).toBe((target?.y ?? NaN) - 5);
       for (let d = 0; d < route.line.length; d += 5) {
         const p = at(route.line, d);
         for (const box of l.boxes.values()) if (!box.hub) expect(inside(box, p, -1), `${id} over ${box.id}`).toBe(false);
