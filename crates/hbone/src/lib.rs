@@ -16,9 +16,9 @@ mod settings;
 mod stream;
 pub mod tls;
 
+pub use client::{OpenError, Opened, Tunnel};
 #[doc(hidden)]
 pub use connect::exercise as exercise_head;
-pub use client::{OpenError, Opened, Tunnel};
 pub use connect::{Baggage, Forwarded, Head, HeadError, TraceParent};
 pub use server::{Request, Responder, Server};
 pub use settings::Settings;

@@ -37,6 +37,6 @@ pub use config::{Config, ConfigError, Dns, FlowTarget, Keepalive, Own, Ports, Re
 pub use dns::exercise as exercise_dns;
 #[doc(hidden)]
 pub use pods::exercise_zds;
+pub use run::{RunError, run, run_with_log};
 #[doc(hidden)]
 pub use xds::exercise as exercise_xds;
-pub use run::{RunError, run, run_with_log};

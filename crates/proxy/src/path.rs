@@ -290,7 +290,8 @@ pub(crate) async fn inbound_plaintext(home: &Home, accepted: Accepted) {
                 let application = pod.sockets.connect_on(worker, target, from).await;
                 let application = application.map_err(Failure::Connect)?;
                 flow.established(None);
-                let ends = (socket.take().map_err(Failure::Copy)?, application.take().map_err(Failure::Copy)?);
+                let ends =
+                    (socket.take().map_err(Failure::Copy)?, application.take().map_err(Failure::Copy)?);
                 let joined = worker.join(ends.0, ends.1, flow.clone()).map_err(Failure::Copy)?;
                 joined.ended().await.map_err(Failure::Copy)
             };

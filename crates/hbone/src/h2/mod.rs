@@ -294,7 +294,9 @@ impl Connection {
         self.encoder.field(&mut block, Some(METHOD), b":method", b"CONNECT", true);
         let authority = request.uri().authority().map_or("", |authority| authority.as_str());
         self.encoder.field(&mut block, Some(AUTHORITY), b":authority", authority.as_bytes(), true);
-        for (name, again) in [(BAGGAGE, true), (FORWARDED_NETWORK, true), (FORWARDED, false), (TRACEPARENT, false)] {
+        for (name, again) in
+            [(BAGGAGE, true), (FORWARDED_NETWORK, true), (FORWARDED, false), (TRACEPARENT, false)]
+        {
             if let Some(value) = request.headers().get(name) {
                 self.encoder.field(&mut block, None, name.as_bytes(), value.as_bytes(), again);
             }
@@ -332,7 +334,8 @@ impl Connection {
     /// Answers a request: it is connected.
     pub fn accept(&mut self, stream: Key, baggage: Option<&Baggage>) {
         let mut block = Vec::with_capacity(16);
-        let Some(open) = self.streams.get_mut(stream).filter(|open| !open.is_closed() && !open.answered) else {
+        let Some(open) = self.streams.get_mut(stream).filter(|open| !open.is_closed() && !open.answered)
+        else {
             return;
         };
         open.answered = true;
@@ -347,7 +350,8 @@ impl Connection {
     /// Answers a request: no, and why.
     pub fn refuse(&mut self, stream: Key, status: StatusCode) {
         let mut block = Vec::new();
-        let Some(open) = self.streams.get_mut(stream).filter(|open| !open.is_closed() && !open.answered) else {
+        let Some(open) = self.streams.get_mut(stream).filter(|open| !open.is_closed() && !open.answered)
+        else {
             return;
         };
         open.answered = true;
@@ -366,7 +370,8 @@ impl Connection {
 
     /// Bytes that may be sent on a stream now.
     pub fn sendable(&self, stream: Key) -> usize {
-        let Some(open) = self.streams.get(stream).filter(|open| !open.is_closed() && !open.local_ended) else {
+        let Some(open) = self.streams.get(stream).filter(|open| !open.is_closed() && !open.local_ended)
+        else {
             return 0;
         };
         open.send_window.min(self.send_window).max(0) as usize
@@ -416,9 +421,11 @@ impl Connection {
 
     /// Ends a stream at once, if it has not ended.
     pub fn reset(&mut self, stream: Key, reason: Reason) {
-        let reset = self.streams.change(stream, |stream| !stream.is_closed() && {
-            stream.reset = true;
-            true
+        let reset = self.streams.change(stream, |stream| {
+            !stream.is_closed() && {
+                stream.reset = true;
+                true
+            }
         });
         if reset == Some(true) {
             frame::put_reset(&mut self.output, stream.id, reason);

@@ -4,8 +4,8 @@ use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
 
 use super::frame::{
     self, ACK, CONTINUATION, DATA, ENABLE_PUSH, END_HEADERS, END_STREAM, GOAWAY, HEADER, HEADER_TABLE_SIZE,
-    HEADERS, Header, INITIAL_WINDOW_SIZE, LEAST_FRAME, MAX_CONCURRENT_STREAMS, MAX_FRAME_SIZE, MAX_WINDOW, PADDED,
-    PING, PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, WITH_PRIORITY,
+    HEADERS, Header, INITIAL_WINDOW_SIZE, LEAST_FRAME, MAX_CONCURRENT_STREAMS, MAX_FRAME_SIZE, MAX_WINDOW,
+    PADDED, PING, PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, WITH_PRIORITY,
 };
 use super::streams::{Key, Stream};
 use super::{BUDGET, Connection, Event, FAREWELL, Fatal, Leaving, Reason, Side};
@@ -29,7 +29,13 @@ enum State {
     /// The payload is gathered and then looked at.
     Gather(Header),
     /// The payload is passed on as it comes; `padding` of it are not meant.
-    Pass { stream: Option<Key>, left: usize, padding: usize, end: bool, pad_unknown: bool },
+    Pass {
+        stream: Option<Key>,
+        left: usize,
+        padding: usize,
+        end: bool,
+        pad_unknown: bool,
+    },
     /// The payload means nothing.
     Skip(usize),
 }
@@ -181,7 +187,7 @@ impl Connection {
                 }
             }
             SETTINGS => {
-                wrong_size(header.length % 6 == 0 && !(header.has(ACK) && header.length > 0))?;
+                wrong_size(header.length.is_multiple_of(6) && !(header.has(ACK) && header.length > 0))?;
                 self.idle()?;
                 if header.length > 6 * 64 {
                     return fatal(Reason::ENHANCE_YOUR_CALM, "too many settings");
@@ -247,7 +253,8 @@ impl Connection {
         let mut stream = self.streams.find(header.stream);
         if let Some(key) = stream {
             let known = self.streams.get_mut(key);
-            let (ended, reset) = known.as_ref().map_or((true, true), |known| (known.remote_ended, known.reset));
+            let (ended, reset) =
+                known.as_ref().map_or((true, true), |known| (known.remote_ended, known.reset));
             if let Some(known) = known {
                 known.recv_window -= header.length as i64;
                 if known.recv_window < 0 && !reset {
@@ -353,8 +360,12 @@ impl Connection {
                 events.push(Event::GoAway { last, reason });
                 if self.side == Side::Client {
                     // What came after the last one has not been looked at.
-                    let unseen: Vec<Key> =
-                        self.streams.iter().filter(|s| s.id > last).filter_map(|s| self.streams.find(s.id)).collect();
+                    let unseen: Vec<Key> = self
+                        .streams
+                        .iter()
+                        .filter(|s| s.id > last)
+                        .filter_map(|s| self.streams.find(s.id))
+                        .collect();
                     for key in unseen {
                         self.mark_reset(key, Reason::REFUSED_STREAM, events);
                     }
@@ -508,7 +519,7 @@ impl Connection {
     }
 
     fn request(&mut self, id: u32, end: bool, fields: Fields, events: &mut Vec<Event>) -> Result<(), Fatal> {
-        if id % 2 == 0 {
+        if id.is_multiple_of(2) {
             return fatal(Reason::PROTOCOL_ERROR, "a client's stream with a server's number");
         }
         if id <= self.last_peer_id {
@@ -630,7 +641,8 @@ impl Fields {
             }
             [b':', ..] => {}
             name => {
-                let wanted = [connect::BAGGAGE, connect::FORWARDED, connect::FORWARDED_NETWORK, connect::TRACEPARENT];
+                let wanted =
+                    [connect::BAGGAGE, connect::FORWARDED, connect::FORWARDED_NETWORK, connect::TRACEPARENT];
                 if name.iter().any(u8::is_ascii_uppercase) {
                     self.malformed = true;
                 } else if wanted.iter().any(|wanted| wanted.as_bytes() == name) {

@@ -223,7 +223,10 @@ async fn scrapes(world: &mut World, options: &Options, report: &mut Report) -> a
             world.start(lane, program.map(PathBuf::as_path), &own).await?;
             std::thread::sleep(std::time::Duration::from_millis(1500));
             let name = lane.name.trim_end_matches('m');
-            let name = ["raw", "floor", "mesh", "against"].into_iter().find(|known| *known == name).unwrap_or("mesh");
+            let name = ["raw", "floor", "mesh", "against"]
+                .into_iter()
+                .find(|known| *known == name)
+                .unwrap_or("mesh");
             report.add("scrape_cold", Unit::Seconds, name, one(lane)?);
             for _ in 0..3 {
                 report.add("scrape_warm", Unit::Seconds, name, one(lane)?);

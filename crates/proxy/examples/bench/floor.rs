@@ -201,7 +201,9 @@ impl Relay {
             return Ok(());
         }
         let (readable, writable) = (
-            flags.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR),
+            flags.intersects(
+                EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR,
+            ),
             flags.contains(EpollFlags::EPOLLOUT),
         );
         match self.slots.get_mut(token as usize) {
@@ -216,7 +218,8 @@ impl Relay {
             }
             Some(Some(Slot::App(app))) => {
                 app.readable |= readable;
-                app.hup |= flags.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
+                app.hup |=
+                    flags.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
                 if writable && !app.writable {
                     app.writable = true;
                     self.push(token, &[]);
@@ -318,7 +321,9 @@ impl Relay {
 
     /// From the application into the tunnel.
     fn pull(&mut self, token: u64) {
-        let Some(Some(Slot::App(mut app))) = self.slots.get_mut(token as usize).map(Option::take) else { return };
+        let Some(Some(Slot::App(mut app))) = self.slots.get_mut(token as usize).map(Option::take) else {
+            return;
+        };
         let home = app.tunnel;
         let Some(Some(Slot::Tunnel(tunnel))) = self.slots.get_mut(home as usize) else {
             self.slots[token as usize] = Some(Slot::App(app));
@@ -372,7 +377,9 @@ impl Relay {
 
     /// From the tunnel to the application.
     fn push(&mut self, token: u64, bytes: &[u8]) {
-        let Some(Some(Slot::App(mut app))) = self.slots.get_mut(token as usize).map(Option::take) else { return };
+        let Some(Some(Slot::App(mut app))) = self.slots.get_mut(token as usize).map(Option::take) else {
+            return;
+        };
         let mut rest = bytes;
         let mut moved = 0;
         let mut over = false;
@@ -439,7 +446,8 @@ impl Relay {
         }
         // The poller tells changes only: there may be more.
         if let Some(Some(Slot::Tunnel(tunnel))) = self.slots.get(token as usize) {
-            let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+            let flags =
+                EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
             self.epoll.modify(&tunnel.socket, &mut EpollEvent::new(flags, token))?;
         }
         Ok(())
@@ -464,7 +472,8 @@ impl Relay {
             }
             let nonce = tunnel.open.nonce();
             let start = at + HEAD;
-            let opened = tunnel.open.key.open_in_place(nonce, Aad::empty(), &mut scratch[start..start + length]);
+            let opened =
+                tunnel.open.key.open_in_place(nonce, Aad::empty(), &mut scratch[start..start + length]);
             let end = start + opened.map_err(|_| anyhow::anyhow!("cannot decrypt"))?.len();
             let mut frame = start;
             while frame < end {
@@ -505,7 +514,8 @@ impl Relay {
             let Some(Slot::App(new)) = &mut self.slots[app as usize] else { return Ok(()) };
             new.stream = stream;
             new.writable = true;
-            let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+            let flags =
+                EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
             self.epoll.add(&new.socket, EpollEvent::new(flags, app))?;
             let Some(Some(Slot::Tunnel(tunnel))) = self.slots.get_mut(token as usize) else { return Ok(()) };
             tunnel.streams.insert(stream, app);
@@ -624,7 +634,8 @@ impl Tunnel {
             left = RECORD;
         }
         let mut from = from;
-        let read = if used == 1 { from.read(&mut slices[0])? } else { from.read_vectored(&mut slices[..used])? };
+        let read =
+            if used == 1 { from.read(&mut slices[0])? } else { from.read_vectored(&mut slices[..used])? };
         let mut todo = read;
         while todo > 0 {
             let start = self.begin();
@@ -659,4 +670,3 @@ impl Tunnel {
         }
     }
 }
-

@@ -87,11 +87,15 @@ impl World {
         let prefix = format!("ambit-b{}", std::process::id());
         let switch = Space::new(format!("{prefix}-sw"))?;
         switch.sh("ip link add br0 type bridge && ip addr add 10.78.0.1/16 dev br0 && ip link set br0 up")?;
-        let congestion = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")?.trim().to_owned();
+        let congestion =
+            std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")?.trim().to_owned();
         nix::sched::setns(std::fs::File::open(switch.path())?, nix::sched::CloneFlags::CLONE_NEWNET)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (control, port) = runtime.block_on(Control::start_on("10.78.0.1:0"));
-        Ok((Self { prefix, switch, control, control_port: port.port(), congestion, hosts: Vec::new() }, runtime))
+        Ok((
+            Self { prefix, switch, control, control_port: port.port(), congestion, hosts: Vec::new() },
+            runtime,
+        ))
     }
 
     fn pod(&self, name: &str, address: &str, number: usize) -> anyhow::Result<Space> {
@@ -126,10 +130,8 @@ impl World {
         }
         if way != Way::Raw {
             for pod in std::iter::once(&client).chain(servers.iter().map(|(pod, _)| pod)) {
-                pod.sh(
-                    "ip route add local 0.0.0.0/0 dev lo table 100 && \
-                     ip rule add fwmark 0x111/0xfff lookup 100 pref 32764",
-                )?;
+                pod.sh("ip route add local 0.0.0.0/0 dev lo table 100 && \
+                     ip rule add fwmark 0x111/0xfff lookup 100 pref 32764")?;
                 pod.sh(&format!("printf '%s' '{RULES}' | nft -f -"))?;
             }
         }
@@ -139,7 +141,11 @@ impl World {
         anyhow::ensure!(serve.line()? == "ready", "the server did not start");
         let mut lane = Lane { name, way, client, servers, _serve: serve, proxy: None, relay: None };
         if way == Way::Mesh {
-            self.hosts.push(self.pod(&format!("{name}-h"), &format!("10.78.0.{}", 10 + number), port(999))?);
+            self.hosts.push(self.pod(
+                &format!("{name}-h"),
+                &format!("10.78.0.{}", 10 + number),
+                port(999),
+            )?);
             for (at, (_, address)) in lane.servers.iter().enumerate() {
                 self.announce(name, &format!("s{at}"), address);
             }
@@ -208,16 +214,19 @@ impl World {
         if program.file_name().is_some_and(|name| name == "ambit") {
             command.arg("proxy");
         }
-        let log = std::fs::File::create(std::env::temp_dir().join(format!("{}-{}.log", self.prefix, lane.name)))?;
+        let log =
+            std::fs::File::create(std::env::temp_dir().join(format!("{}-{}.log", self.prefix, lane.name)))?;
         command.envs(&variables).stderr(log);
         let part = Part::start(&mut command)?;
         let agent = tokio::time::timeout(Duration::from_secs(20), listener.accept()).await??;
         agent.recv().await?;
         let pods = std::iter::once((format!("{}-c", lane.name), &lane.client));
-        let servers = lane.servers.iter().enumerate().map(|(at, (pod, _))| (format!("{}-s{at}", lane.name), pod));
+        let servers =
+            lane.servers.iter().enumerate().map(|(at, (pod, _))| (format!("{}-s{at}", lane.name), pod));
         for (name, pod) in pods.chain(servers) {
             let space = NetNs::open(pod.path())?;
-            let info = WorkloadInfo { name: name.clone(), namespace: "bench".into(), service_account: name.clone() };
+            let info =
+                WorkloadInfo { name: name.clone(), namespace: "bench".into(), service_account: name.clone() };
             let add = Payload::Add(AddWorkload { uid: format!("uid-{name}"), workload_info: Some(info) });
             exchange(&agent, add, Some(&space)).await?;
         }

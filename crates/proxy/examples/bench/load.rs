@@ -15,7 +15,9 @@ use socket2::{Domain, Socket, Type};
 use crate::serve::{ANSWER, PAGE, REQUEST};
 
 pub fn run(args: &[String]) -> anyhow::Result<()> {
-    let [kind, targets, count, seconds, rest @ ..] = args else { anyhow::bail!("load KIND TARGETS COUNT SECONDS") };
+    let [kind, targets, count, seconds, rest @ ..] = args else {
+        anyhow::bail!("load KIND TARGETS COUNT SECONDS")
+    };
     let targets: Vec<SocketAddr> = targets.split(',').map(str::parse).collect::<Result<_, _>>()?;
     let (count, time) = (count.parse()?, Duration::from_secs_f64(seconds.parse()?));
     let rate: f64 = rest.first().map_or(Ok(0.0), |rate| rate.parse())?;
@@ -33,7 +35,12 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
 }
 
 /// Bytes a second over `count` connections.
-fn bulk(target: SocketAddr, count: usize, time: Duration, reverse: bool) -> anyhow::Result<serde_json::Value> {
+fn bulk(
+    target: SocketAddr,
+    count: usize,
+    time: Duration,
+    reverse: bool,
+) -> anyhow::Result<serde_json::Value> {
     let (moved, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let mut threads = Vec::new();
     for _ in 0..count {
@@ -202,7 +209,9 @@ fn requests(
         }
     }
     took.sort_unstable();
-    let at = |part: f64| took.get(((took.len() as f64 * part) as usize).min(took.len().saturating_sub(1))).copied();
+    let at = |part: f64| {
+        took.get(((took.len() as f64 * part) as usize).min(took.len().saturating_sub(1))).copied()
+    };
     Ok(json!({
         "rate": done as f64 / time.as_secs_f64(), "work": all, "failed": failed,
         "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "p999": at(0.999),
@@ -229,7 +238,9 @@ fn scrape(targets: &[SocketAddr], at_once: usize) -> anyhow::Result<serde_json::
                 })
             })
             .collect();
-        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| anyhow::bail!("a scraper died")))
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|_| anyhow::bail!("a scraper died")))
     })?;
     Ok(json!({ "rate": start.elapsed().as_secs_f64(), "work": targets.len() }))
 }

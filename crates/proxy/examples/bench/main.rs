@@ -23,6 +23,8 @@ fn main() -> anyhow::Result<()> {
         Some("load") => load::run(rest),
         Some("floor") => floor::run(rest),
         Some("run") => figures::run(rest),
-        _ => anyhow::bail!("usage: bench run [--quick] [--rounds N] [--only FIGURE,…] [--json FILE] [--proxy PATH] [--against PATH]"),
+        _ => anyhow::bail!(
+            "usage: bench run [--quick] [--rounds N] [--only FIGURE,…] [--json FILE] [--proxy PATH] [--against PATH]"
+        ),
     }
 }

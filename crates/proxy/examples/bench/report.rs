@@ -66,7 +66,8 @@ impl Report {
             let rate = median(samples, |sample| sample.rate);
             print!("  {lane} {}", show(*unit, rate));
             if lane != "raw" {
-                let raw = lanes.get("raw").map(|raw| median(raw, |sample| sample.rate)).filter(|raw| *raw > 0.0);
+                let raw =
+                    lanes.get("raw").map(|raw| median(raw, |sample| sample.rate)).filter(|raw| *raw > 0.0);
                 let ratio = raw.map_or(String::new(), |raw| format!(" {:.2} of raw", rate / raw));
                 let cpu = show_cpu(*unit, median(samples, |sample| sample.cpu));
                 print!(" ({}, {cpu})", ratio.trim());
@@ -81,9 +82,12 @@ impl Report {
     pub fn json(&self) -> Value {
         let mut all = Map::new();
         for name in &self.order {
-            let rate = |lane: &str| self.lane(name, lane).map(|(_, samples)| median(samples, |sample| sample.rate));
-            let cpu = |lane: &str| self.lane(name, lane).map(|(_, samples)| median(samples, |sample| sample.cpu));
-            let over = |a: Option<f64>, b: Option<f64>| a.zip(b).filter(|(_, b)| *b > 0.0).map(|(a, b)| a / b);
+            let rate =
+                |lane: &str| self.lane(name, lane).map(|(_, samples)| median(samples, |sample| sample.rate));
+            let cpu =
+                |lane: &str| self.lane(name, lane).map(|(_, samples)| median(samples, |sample| sample.cpu));
+            let over =
+                |a: Option<f64>, b: Option<f64>| a.zip(b).filter(|(_, b)| *b > 0.0).map(|(a, b)| a / b);
             let mut figure = json!({
                 "raw": rate("raw"), "floor": rate("floor"), "mesh": rate("mesh"),
                 "ratio": over(rate("mesh"), rate("raw")), "of_floor": over(rate("mesh"), rate("floor")),
@@ -112,7 +116,11 @@ impl Report {
                     rates.sort_by(f64::total_cmp);
                     let (low, high) = (rates[0], rates[rates.len() - 1]);
                     let middle = show(*unit, median(samples, |sample| sample.rate));
-                    if rates.len() == 1 { middle } else { format!("{middle} ({}–{})", show(*unit, low), show(*unit, high)) }
+                    if rates.len() == 1 {
+                        middle
+                    } else {
+                        format!("{middle} ({}–{})", show(*unit, low), show(*unit, high))
+                    }
                 })
             };
             let cpu = |lane: &str| {
@@ -126,7 +134,13 @@ impl Report {
             };
             text.push_str(&format!(
                 "| {name} | {} | {} | {} | {} | {} | {} | {} |",
-                cell("raw"), cell("floor"), cell("mesh"), over("raw"), over("floor"), cpu("mesh"), cpu("floor"),
+                cell("raw"),
+                cell("floor"),
+                cell("mesh"),
+                over("raw"),
+                over("floor"),
+                cpu("mesh"),
+                cpu("floor"),
             ));
             if against {
                 text.push_str(&format!(" {} | {} |", cell("against"), cpu("against")));

@@ -65,7 +65,8 @@ fn answer(spaces: &[netns::NetNs]) -> anyhow::Result<()> {
     ];
     let mut listeners = HashMap::new();
     for (space, (port, manner)) in spaces.iter().flat_map(|space| manners.map(|manner| (space, manner))) {
-        let listener = space.try_run(|| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None))?;
+        let listener =
+            space.try_run(|| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None))?;
         listener.set_reuse_address(true)?;
         listener.bind(&std::net::SocketAddr::from(([0, 0, 0, 0], port)).into())?;
         listener.listen(4096)?;

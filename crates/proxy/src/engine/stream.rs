@@ -242,7 +242,8 @@ impl Core {
             let most = window.min(usize::from(end.burst) * FRAME);
             let Tunnel { outbox, sealer, h2, .. } = tunnel;
             let stream = end.stream;
-            let read = outbox.pull(socket, most, sealer, &mut self.stock, |length| h2.data(stream, length, false));
+            let read =
+                outbox.pull(socket, most, sealer, &mut self.stock, |length| h2.data(stream, length, false));
             match read {
                 Ok(Ok(Pulled::Full(bytes))) => {
                     end.count(true, bytes);
@@ -440,4 +441,3 @@ impl Core {
 fn piece<'a>(from: &'a [u8], (start, length): &(u32, u32)) -> &'a [u8] {
     &from[*start as usize..(*start + *length) as usize]
 }
-

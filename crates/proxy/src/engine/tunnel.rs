@@ -377,9 +377,9 @@ impl Core {
                 }
                 Event::Request { stream, head } => {
                     let owner = tunnel.token;
-                    let token = self.slots.insert_with(|_| {
-                        Slot::End(Box::new(End::new(owner, stream, Role::Server)))
-                    });
+                    let token = self
+                        .slots
+                        .insert_with(|_| Slot::End(Box::new(End::new(owner, stream, Role::Server))));
                     tunnel.h2.set_user(stream, token.to_u64());
                     tunnel.requests.push_back(Asked { token, head });
                     tunnel.shared.wake();
@@ -487,7 +487,8 @@ impl Core {
             if end.answer.is_none() && end.role == Role::Client {
                 end.answer = Some(Answer::Broken(reason.clone()));
             }
-            let error = io::Error::new(io::ErrorKind::ConnectionAborted, format!("the tunnel broke: {reason}"));
+            let error =
+                io::Error::new(io::ErrorKind::ConnectionAborted, format!("the tunnel broke: {reason}"));
             end.finish(Err(error));
             end.wake();
         }

@@ -54,7 +54,9 @@ pub(super) async fn through_tunnel(
             let socket = socket.take().map_err(Failure::Copy)?;
             stream.carry(socket, flow.clone()).await
         }
-        Some(inner) => Box::pin(through_gateway(home, source, route, inner, head, socket, stream, flow)).await?,
+        Some(inner) => {
+            Box::pin(through_gateway(home, source, route, inner, head, socket, stream, flow)).await?
+        }
     };
     copied.map_err(|error| match lease.tunnel.is_closed() && lease.tunnel.is_revoked() {
         true => Failure::Revoked(lease.tunnel.peer()),

@@ -23,8 +23,8 @@ use connections::Connections;
 
 pub(crate) use home::Home;
 pub(crate) use listeners::{serve_own, start};
-pub use zds::exercise as exercise_zds;
 pub(crate) use manager::{Manager, PodState, Table, identities};
+pub use zds::exercise as exercise_zds;
 
 /// How long a connection waits for its pod to be announced by the control plane.
 const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
@@ -85,4 +85,3 @@ impl Pod {
         self.tasks.close();
     }
 }
-

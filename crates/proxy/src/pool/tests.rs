@@ -1,10 +1,10 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hbone::{Credential, Head, Server, Settings};
-use tokio::task::{LocalSet, spawn_local};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use rustls_pki_types::PrivateKeyDer;
 use tokio::sync::Semaphore;
+use tokio::task::{LocalSet, spawn_local};
 
 use super::*;
 

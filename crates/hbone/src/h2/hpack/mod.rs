@@ -231,17 +231,26 @@ mod tests {
             b"\x82\x87\x85\xbf\x40\x0acustom-key\x0ccustom-value",
         ];
         let huffman: [&[u8]; 3] = [
-            &[0x82, 0x86, 0x84, 0x41, 0x8c, 0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff],
+            &[
+                0x82, 0x86, 0x84, 0x41, 0x8c, 0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90,
+                0xf4, 0xff,
+            ],
             &[0x82, 0x86, 0x84, 0xbe, 0x58, 0x86, 0xa8, 0xeb, 0x10, 0x64, 0x9c, 0xbf],
             &[
-                0x82, 0x87, 0x85, 0xbf, 0x40, 0x88, 0x25, 0xa8, 0x49, 0xe9, 0x5b, 0xa9, 0x7d, 0x7f, 0x89, 0x25,
-                0xa8, 0x49, 0xe9, 0x5b, 0xb8, 0xe8, 0xb4, 0xbf,
+                0x82, 0x87, 0x85, 0xbf, 0x40, 0x88, 0x25, 0xa8, 0x49, 0xe9, 0x5b, 0xa9, 0x7d, 0x7f, 0x89,
+                0x25, 0xa8, 0x49, 0xe9, 0x5b, 0xb8, 0xe8, 0xb4, 0xbf,
             ],
         ];
         let host = (":authority", "www.example.com");
         let expected = [
             fields(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), host]),
-            fields(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), host, ("cache-control", "no-cache")]),
+            fields(&[
+                (":method", "GET"),
+                (":scheme", "http"),
+                (":path", "/"),
+                host,
+                ("cache-control", "no-cache"),
+            ]),
             fields(&[
                 (":method", "GET"),
                 (":scheme", "https"),
@@ -302,13 +311,13 @@ mod tests {
     #[test]
     fn blocks_that_make_no_sense_are_refused() {
         for block in [
-            &[0x80][..],                                     // number 0
-            &[0xbe],                                         // an entry that is not there
-            &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f],     // a number without end
-            &[0x40, 0x05, b'a'],                             // a text without end
-            &[0x82, 0x20],                                   // a size in the middle
-            &[0x3f, 0xe2, 0x1f],                             // a size beyond what was offered
-            &[0x40, 0x81, 0x00, 0x00],                       // no Huffman code
+            &[0x80][..],                                 // number 0
+            &[0xbe],                                     // an entry that is not there
+            &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f], // a number without end
+            &[0x40, 0x05, b'a'],                         // a text without end
+            &[0x82, 0x20],                               // a size in the middle
+            &[0x3f, 0xe2, 0x1f],                         // a size beyond what was offered
+            &[0x40, 0x81, 0x00, 0x00],                   // no Huffman code
         ] {
             assert_eq!(decode(&mut Decoder::new(), block), Err(Corrupt), "{block:x?}");
         }
