@@ -162,8 +162,11 @@ pub(crate) struct Lease<T: Tunnel> {
 }
 
 /// What is to be done once the lock is released: leases handed out under it would lock again when refused.
+/// Who waits, and what he gets.
+type Grant<T> = (oneshot::Sender<Result<Lease<T>, PoolError>>, Lease<T>);
+
 struct Outcome<T: Tunnel> {
-    grants: Vec<(oneshot::Sender<Result<Lease<T>, PoolError>>, Lease<T>)>,
+    grants: Vec<Grant<T>>,
     dials: usize,
 }
 
