@@ -186,7 +186,9 @@ function refused({ edge }: SceneEdge): boolean {
 
 function trunkSign(ctx: CanvasRenderingContext2D, e: SceneEdge, camera: Camera, colours: Palette): void {
   ctx.globalAlpha = e.faded ? 0.4 : 1;
-  const words = camera.scale < 0.3 ? "" : camera.scale < 0.7 ? e.edge.label.replace(/ mTLS.*$/, "") : e.edge.label;
+  // What was refused is the dot's to say: with its number the sign would reach beyond its box.
+  const whole = e.edge.label.replace(/ · \d+ denied$/, "");
+  const words = camera.scale < 0.3 ? "" : camera.scale < 0.7 ? whole.replace(/ mTLS$/, "") : whole;
   // Old data says so, and how old it is: a green lock of before is no proof of now.
   const old = e.edge.stale_ms;
   const label = old === null ? words : [words, `${age(old)} old`].filter(Boolean).join(" · ");

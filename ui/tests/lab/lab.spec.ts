@@ -42,14 +42,14 @@ test("before the labels the lock is open, with its reason and its cure", async (
   await expect(panel).toContainText("kubectl label namespace monitoring istio.io/dataplane-mode=ambient");
   await expect(panel).toContainText("No node proxy saw it");
   await accessible(page);
+  await page.goto(`${address}/`);
+  // One cause, one line, with its cure.
+  await expect(page.getByRole("region", { name: "Still plaintext, and why" })).toContainText("12 workloads of bookinfo", { timeout: 60_000 });
+  await expect(page.getByRole("region", { name: "Mutual TLS, proven at both ends" })).not.toContainText("100 %");
+  await accessible(page);
   await page.goto(`${address}/graph`);
   await ready(page);
   await picture(page, "lab-before-light");
-  await page.goto(`${address}/`);
-  // One cause, one line, with its cure.
-  await expect(page.getByRole("region", { name: "Still plaintext, and why" })).toContainText("12 workloads of bookinfo");
-  await expect(page.getByRole("region", { name: "Mutual TLS, proven at both ends" })).not.toContainText("100 %");
-  await accessible(page);
   expect(list).toEqual([]);
 });
 
