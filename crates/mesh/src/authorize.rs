@@ -152,9 +152,9 @@ pub fn dry_run(view: &View, destination: &Workload, connection: &Connection) -> 
     outcome
 }
 
-struct Facts<'a> {
-    connection: &'a Connection,
-    principal: &'a str,
+pub(crate) struct Facts<'a> {
+    pub(crate) connection: &'a Connection,
+    pub(crate) principal: &'a str,
 }
 
 impl Facts<'_> {
@@ -166,7 +166,7 @@ impl Facts<'_> {
         clause.matches.is_empty() || clause.matches.iter().any(|m| self.matches(m))
     }
 
-    fn matches(&self, m: &Match) -> bool {
+    pub(crate) fn matches(&self, m: &Match) -> bool {
         let Connection { identity, source_ip, destination } = self.connection;
         let namespace = identity.as_ref().map_or("", Identity::namespace);
         let text = |matches: &[StringMatch], text: &str| matches.iter().any(|m| m.matches(text));

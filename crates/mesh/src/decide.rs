@@ -10,8 +10,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::{
-    HBONE_PORT, Identity, IpFamilies, LoadBalancingMode, MESH_PORTS, NetworkAddress, Refusal, Service,
-    Tunnel, View, Workload,
+    HBONE_PORT, Identity, IpFamilies, LoadBalancingMode, Lookup, MESH_PORTS, NetworkAddress, Refusal,
+    Service, Tunnel, View, Workload,
 };
 use endpoints::{For, choose_address, choose_endpoint};
 pub(crate) use gateways::is_gateway;
@@ -54,6 +54,8 @@ pub enum Decision {
     },
     /// Not at all.
     Refuse(Refusal),
+    /// Cannot be said before the control plane has been asked for this.
+    Need(Lookup),
     /// Cannot be said before this hostname of the destination workload has been resolved.
     Resolve {
         /// The name.
@@ -152,7 +154,15 @@ pub fn decide(view: &View, call: &Call<'_>) -> Decision {
     let address = NetworkAddress::new(call.source.network.clone(), destination.ip());
     let own_namespace = &call.source.namespace;
     let by_address = view.workload_by_address(&address);
-    match view.service_by_vip(&address, own_namespace) {
+    let by_vip = view.service_by_vip(&address, own_namespace);
+    if by_address.is_none() && by_vip.is_none() {
+        let lookup = Lookup::Address(address);
+        return match view.lacks(&lookup) {
+            true => Decision::Need(lookup),
+            false => plain(destination, None, None, Plaintext::UnknownDestination),
+        };
+    }
+    match by_vip {
         // An address that is both is a direct call: it names one workload.
         Some(service) if by_address.is_none() => to_service(view, call, destination, service),
         _ => match by_address {

@@ -15,6 +15,7 @@ mod policy;
 mod ports;
 mod reason;
 mod service;
+mod unproven;
 mod view;
 mod workload;
 
@@ -33,7 +34,8 @@ pub use service::{
     AppProtocol, HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, RoutingScope, Service,
     ServiceKey, ServicePort, Visibility, WeightedWaypoint,
 };
-pub use view::View;
+pub use unproven::{Caller, Unproven, unproven};
+pub use view::{Lookup, View};
 pub use workload::{
     ApplicationTunnel, Health, Locality, NetworkMode, PortMapping, Tunnel, Uid, Workload, WorkloadType,
 };

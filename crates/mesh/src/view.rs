@@ -3,10 +3,13 @@
 //! One owner changes a [`View`] and publishes clones of it; a clone is cheap, since the maps inside are persistent
 //! and share structure. Indexes are kept here and nowhere else, so they cannot disagree with the objects.
 
-use std::net::IpAddr;
+mod discovery;
+
 use std::sync::Arc;
 
-use imbl::{HashMap, OrdSet};
+use imbl::{HashMap, HashSet, OrdSet};
+
+pub use discovery::Lookup;
 
 use crate::{
     Cidr, NetworkAddress, NetworkMode, Policy, PolicyKey, Scope, Service, ServiceKey, Tunnel, Uid,
@@ -18,6 +21,8 @@ use crate::{
 pub struct View {
     workloads: HashMap<Uid, Arc<Workload>>,
     workloads_by_address: HashMap<NetworkAddress, OrdSet<Uid>>,
+    // Workloads on their node's network share its addresses: they are named, never routed to.
+    hosts_by_address: HashMap<NetworkAddress, OrdSet<Uid>>,
     workloads_by_name: HashMap<(Arc<str>, Arc<str>), OrdSet<Uid>>,
     services: HashMap<ServiceKey, Arc<Service>>,
     services_by_vip: HashMap<NetworkAddress, OrdSet<ServiceKey>>,
@@ -28,6 +33,9 @@ pub struct View {
     policies: HashMap<PolicyKey, Arc<Policy>>,
     global_policies: OrdSet<PolicyKey>,
     namespace_policies: HashMap<Arc<str>, OrdSet<PolicyKey>>,
+    /// Whether more exists than is known: see [`Lookup`].
+    partial: bool,
+    absent: HashSet<Lookup>,
 }
 
 impl View {
@@ -36,8 +44,10 @@ impl View {
         let workload = Arc::new(workload);
         self.remove_workload(&workload.uid);
         let uid = &workload.uid;
-        for address in indexed_addresses(&workload) {
-            self.workloads_by_address.entry(address).or_default().insert(uid.clone());
+        let host_network = workload.network_mode == NetworkMode::HostNetwork;
+        let index = if host_network { &mut self.hosts_by_address } else { &mut self.workloads_by_address };
+        for address in addresses_of(&workload) {
+            index.entry(address).or_default().insert(uid.clone());
         }
         let name = (workload.namespace.clone(), workload.name.clone());
         self.workloads_by_name.entry(name).or_default().insert(uid.clone());
@@ -50,8 +60,10 @@ impl View {
     /// Forgets a workload.
     pub fn remove_workload(&mut self, uid: &str) -> Option<Arc<Workload>> {
         let workload = self.workloads.remove(uid)?;
-        for address in indexed_addresses(&workload) {
-            discard(&mut self.workloads_by_address, &address, &workload.uid);
+        let host_network = workload.network_mode == NetworkMode::HostNetwork;
+        let index = if host_network { &mut self.hosts_by_address } else { &mut self.workloads_by_address };
+        for address in addresses_of(&workload) {
+            discard(index, &address, &workload.uid);
         }
         let name = (workload.namespace.clone(), workload.name.clone());
         discard(&mut self.workloads_by_name, &name, &workload.uid);
@@ -153,6 +165,11 @@ impl View {
         })
     }
 
+    /// A workload on the network of the node that has this address; says which node that is, and no more.
+    pub fn host_by_address(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
+        self.hosts_by_address.get(address)?.iter().find_map(|uid| self.workloads.get(uid))
+    }
+
     /// The workload with this pod name, as a node agent names it.
     pub fn workload_by_name(
         &self,
@@ -218,10 +235,8 @@ impl View {
     }
 }
 
-fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = NetworkAddress> + '_ {
-    let indexed = workload.network_mode != NetworkMode::HostNetwork;
-    let addresses: &[IpAddr] = if indexed { &workload.addresses } else { &[] };
-    addresses.iter().map(|ip| NetworkAddress::new(workload.network.clone(), *ip))
+fn addresses_of(workload: &Workload) -> impl Iterator<Item = NetworkAddress> + '_ {
+    workload.addresses.iter().map(|ip| NetworkAddress::new(workload.network.clone(), *ip))
 }
 
 fn visible(service: &Service, namespace: &str) -> bool {

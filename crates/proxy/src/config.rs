@@ -6,6 +6,9 @@
 
 mod env;
 mod known;
+mod proxy_config;
+mod refused;
+mod workers;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -31,6 +34,11 @@ pub struct Config {
     pub own: Own,
     /// Control plane; none: no workload API.
     pub xds: Option<Remote>,
+    /// Whether the control plane is asked for what is needed by name, instead of followed (`XDS_ON_DEMAND`).
+    pub on_demand: bool,
+    /// Workloads, services and policies that need no control plane (`LOCAL_XDS_PATH`, `LOCAL_XDS`).
+    #[serde(skip)]
+    pub local: Option<Local>,
     /// Certificate authority.
     pub ca: Remote,
     /// Lifetime asked for certificates (`SECRET_TTL`).
@@ -71,7 +79,7 @@ pub struct Config {
     pub response_baggage: bool,
     /// How long running connections may go on after SIGTERM.
     pub termination_deadline: Duration,
-    /// Worker threads (`ZTUNNEL_WORKER_THREADS`).
+    /// Worker threads (`ZTUNNEL_WORKER_THREADS`, or what the pod may use).
     pub workers: usize,
     /// How long a worker that has little to do looks for more before it sleeps (`BUSY_SPIN`); zero: not at all.
     pub busy_spin: Duration,
@@ -81,7 +89,9 @@ pub struct Config {
     pub trust_domain: String,
     /// The observer that is told of flows; none: nobody is.
     pub flows: Option<FlowTarget>,
-    /// Ports of the proxy's own servers.
+    /// The log.
+    pub log: Log,
+    /// Ports of the proxy's own servers (`PROXY_CONFIG`).
     pub ports: Ports,
     /// Variables that look as if they were meant for a node proxy, and that this one does not know.
     pub unknown: Vec<String>,
@@ -121,8 +131,51 @@ pub struct Remote {
     /// Token that is sent; read anew for each call.
     #[serde(skip)]
     pub token: Token,
-    /// Further headers of each call.
-    pub headers: Vec<(String, String)>,
+    /// Further headers of each call. Their values may be secret.
+    #[serde(serialize_with = "names_only")]
+    pub headers: Headers,
+}
+
+/// Headers that are sent along; only their names are ever printed.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Headers(pub Vec<(String, String)>);
+
+impl std::fmt::Debug for Headers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+fn names_only<S: serde::Serializer>(headers: &Headers, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(headers.0.iter().map(|(name, _)| name))
+}
+
+/// Objects of the mesh that need no control plane.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Local {
+    /// A file, read at the start.
+    File(PathBuf),
+    /// What such a file would hold.
+    Text(String),
+}
+
+impl std::fmt::Debug for Local {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "File({})", path.display()),
+            Self::Text(text) => write!(f, "Text({} bytes)", text.len()),
+        }
+    }
+}
+
+/// How the proxy logs.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Log {
+    /// Levels at the start (`RUST_LOG`).
+    pub level: String,
+    /// JSON rather than text (`LOG_FORMAT`).
+    pub json: bool,
 }
 
 /// Where root certificates come from.

@@ -1,5 +1,6 @@
 //! What all parts of the data path share.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,17 +11,22 @@ use crate::certs::Certs;
 use crate::config::Config;
 use crate::dns::Dns;
 use crate::engine::Workers;
-use crate::flows::Flows;
+use crate::failure::Failure;
+use crate::flows::{Flows, Refused, Reporter};
 use crate::hostnames::Hostnames;
-use crate::pods::Table;
+use crate::pods::{Pod, Table};
 use crate::reports::Reports;
 use crate::views::Views;
+use crate::xds::Demand;
 
 /// Shared by all pods; each member has its own owner.
 pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) settings: hbone::Settings,
     pub(crate) views: Views,
+    pub(crate) demand: Demand,
+    /// What came from a file and not from the control plane.
+    pub(crate) local: wire::Local,
     pub(crate) certs: Certs,
     pub(crate) flows: Arc<Flows>,
     pub(crate) hostnames: Hostnames,
@@ -31,6 +37,23 @@ pub(crate) struct Context {
     pub(crate) drain: CancellationToken,
     pub(crate) stats: Stats,
     pub(crate) workers: Arc<Workers>,
+}
+
+impl Context {
+    /// Accounts for a connection of `pod` that was refused before there was a flow.
+    pub(crate) fn refused(
+        &self,
+        pod: &Pod,
+        reporter: Reporter,
+        src: SocketAddr,
+        dst: Option<SocketAddr>,
+        failure: &Failure,
+    ) {
+        let view = self.views.load();
+        let own = pod.find(&view, self.config.node.as_deref());
+        let it = Refused { reporter, pod: &pod.info, own: own.as_deref(), src, dst, failure };
+        self.flows.refused(&view, &it);
+    }
 }
 
 /// Counters of the proxy's own life.

@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 
 use ::http::StatusCode;
 use hbone::{HandshakeError, HeadError, OpenError};
-use mesh::{NotHere, Refusal, ResponseFlag, Verdict};
+use mesh::{NotHere, Refusal, ResponseFlag, Unproven, Verdict};
 
 use crate::certs::CertError;
 use crate::pool::PoolError;
 use crate::sockets::ConnectError;
+use crate::xds::DISCOVERY_WAIT as WAIT;
 
 /// Why a connection failed.
 #[derive(Debug, thiserror::Error)]
@@ -32,8 +33,8 @@ pub(crate) enum Failure {
     Open(#[from] OpenError),
     #[error(transparent)]
     Pool(#[from] PoolError),
-    #[error("connection closed due to policy rejection: {0}")]
-    Denied(Verdict),
+    #[error("connection closed due to policy rejection: {0}{explained}", explained = explained(.1.as_ref()))]
+    Denied(Verdict, Option<Unproven>),
     #[error("connection closed due to policy change: {0}")]
     PolicyChange(Verdict),
     #[error("{0}")]
@@ -50,6 +51,16 @@ pub(crate) enum Failure {
     OriginalDestination(#[source] io::Error),
     #[error("no valid destination: {hostname} cannot be resolved: {reason}")]
     Hostname { hostname: String, reason: String },
+    #[error(
+        "no valid destination: the control plane has not said within {WAIT:?} what {what} is; is it up, and does it \
+         know clients that ask by name (XDS_ON_DEMAND)?"
+    )]
+    Undiscovered { what: String },
+}
+
+/// What a refused caller without an identity is told in addition.
+fn explained(unproven: Option<&Unproven>) -> String {
+    unproven.map(|unproven| format!("; {unproven}: {}", unproven.cure())).unwrap_or_default()
 }
 
 impl Failure {
@@ -67,7 +78,8 @@ impl Failure {
             Self::Open(OpenError::Timeout { .. }) => "connect_answer_timeout",
             Self::Open(_) => "tunnel_broken",
             Self::Pool(error) => error.code(),
-            Self::Denied(_) => "denied",
+            Self::Denied(_, None) => "denied",
+            Self::Denied(_, Some(_)) => "denied_without_identity",
             Self::PolicyChange(_) => "policy_change",
             Self::Head(_) => "bad_request",
             Self::NotHere(NotHere::IpMismatch { .. }) => "ip_mismatch",
@@ -78,13 +90,22 @@ impl Failure {
             Self::Abandoned => "abandoned",
             Self::OriginalDestination(_) => "no_original_destination",
             Self::Hostname { .. } => "hostname",
+            Self::Undiscovered { .. } => "undiscovered",
+        }
+    }
+
+    /// What the observer is told in words, where a flag says too little.
+    pub(crate) fn why(&self) -> Option<String> {
+        match self {
+            Self::Denied(_, Some(unproven)) => Some(format!("policy: {unproven}")),
+            _ => None,
         }
     }
 
     /// The policy that decided, `namespace/name#rule`; empty when none did.
     pub(crate) fn policy(&self) -> std::sync::Arc<str> {
         match self {
-            Self::Denied(verdict) | Self::PolicyChange(verdict) => match verdict {
+            Self::Denied(verdict, _) | Self::PolicyChange(verdict) => match verdict {
                 Verdict::Denied(by) | Verdict::Allowed(by) => format!("{}#{}", by.policy, by.rule).into(),
                 Verdict::NotAllowed(policies) | Verdict::Unknown(policies) => {
                     policies.first().cloned().unwrap_or_default()
@@ -99,7 +120,7 @@ impl Failure {
     /// DENY as the destination does.
     pub(crate) fn flag(&self) -> ResponseFlag {
         match self {
-            Self::Denied(_)
+            Self::Denied(..)
             | Self::PolicyChange(_)
             | Self::Open(OpenError::Refused { status: StatusCode::UNAUTHORIZED }) => ResponseFlag::Deny,
             Self::Open(OpenError::Closing(_) | OpenError::Broken { .. }) => ResponseFlag::H2HandshakeFailure,
@@ -116,7 +137,7 @@ impl Failure {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Head(_) | Self::NotHere(NotHere::IpMismatch { .. }) => StatusCode::BAD_REQUEST,
-            Self::Denied(_) => StatusCode::UNAUTHORIZED,
+            Self::Denied(..) => StatusCode::UNAUTHORIZED,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
     }

@@ -97,7 +97,7 @@ impl Connector {
         }
         let cluster: MetadataValue<_> = self.cluster.parse().map_err(|_| invalid())?;
         metadata.insert("clusterid", cluster);
-        for (name, value) in &self.remote.headers {
+        for (name, value) in &self.remote.headers.0 {
             let name = MetadataKey::from_bytes(name.as_bytes()).map_err(|_| invalid())?;
             let value: MetadataValue<_> = value.parse().map_err(|_| invalid())?;
             metadata.insert(name, value);

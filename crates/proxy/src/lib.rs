@@ -18,6 +18,7 @@ mod flows;
 mod grpc;
 mod hostnames;
 mod http;
+mod local;
 pub mod logging;
 mod outdated;
 mod path;
@@ -32,7 +33,9 @@ mod sockets;
 mod views;
 mod xds;
 
-pub use config::{Config, ConfigError, Dns, FlowTarget, Keepalive, Own, Ports, Remote, Root, Token};
+pub use config::{
+    Config, ConfigError, Dns, FlowTarget, Headers, Keepalive, Local, Log, Own, Ports, Remote, Root, Token,
+};
 #[doc(hidden)]
 pub use dns::exercise as exercise_dns;
 #[doc(hidden)]

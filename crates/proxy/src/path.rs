@@ -12,8 +12,8 @@ use std::rc::Rc;
 
 use hbone::{Baggage, secured};
 use mesh::{
-    Call, Connection, Decision, Identity, MESH_PORTS, NetworkAddress, Refusal, Resolved, Workload, arrive,
-    decide,
+    Call, Connection, Decision, Identity, Lookup, MESH_PORTS, NetworkAddress, Refusal, Resolved, Workload,
+    arrive, decide,
 };
 use socket2::SockRef;
 use tokio_util::sync::CancellationToken;
@@ -43,7 +43,7 @@ pub(crate) struct Accepted {
 pub(crate) async fn outbound(home: &Home, accepted: Accepted) {
     let Home { context, pod, .. } = home;
     let Accepted { socket, peer, .. } = accepted;
-    let refuse = |dst, failure: &Failure| context.flows.refused(Reporter::Source, peer, dst, failure);
+    let refuse = |dst, failure: &Failure| context.refused(pod, Reporter::Source, peer, dst, failure);
     // identify
     let destination = match original_destination(&socket) {
         Ok(destination) => destination,
@@ -69,7 +69,7 @@ pub(crate) async fn outbound(home: &Home, accepted: Accepted) {
     };
     let result = match &decision {
         Decision::Tunnel(route) => {
-            let _listed = row(route.hop, "HBONE");
+            let _listed = row(route.hop, if route.inner.is_some() { "DOUBLEHBONE" } else { "HBONE" });
             through_tunnel(home, &source, route, peer, socket, &flow).await
         }
         Decision::Passthrough { to, .. } => {
@@ -77,7 +77,7 @@ pub(crate) async fn outbound(home: &Home, accepted: Accepted) {
             let outdated = outdated::tunnelled(&context.views, &source, destination);
             in_plaintext(home, *to, socket, &flow, outdated).await
         }
-        Decision::Refuse(_) | Decision::Resolve { .. } => return,
+        Decision::Refuse(_) | Decision::Need(_) | Decision::Resolve { .. } => return,
     };
     // account
     finish(&flow, result);
@@ -85,14 +85,18 @@ pub(crate) async fn outbound(home: &Home, accepted: Accepted) {
 
 /// Decides, and looks up what is missing for a decision.
 async fn decided(context: &Context, source: &Workload, destination: SocketAddr) -> Result<Decision, Failure> {
-    let (random, mut resolved) = (rand::random(), Resolved::new());
+    let (random, mut resolved, mut asked) = (rand::random(), Resolved::new(), 0);
     loop {
         let call = Call { source, destination, random, resolved: &resolved };
         let decision = decide(&context.views.load(), &call);
         match decision {
             // The view may change meanwhile, and then another name be asked for; but not for ever.
+            Decision::Need(lookup) if asked < 4 => {
+                asked += 1;
+                context.demand.ask(&lookup).await?;
+            }
             Decision::Resolve { hostname, .. } if resolved.len() < 4 => {
-                let found = context.hostnames.resolve(&hostname).await?;
+                let found = context.hostnames.resolve(&hostname, source).await?;
                 resolved.insert(hostname, found);
             }
             decision => return Ok(decision),
@@ -105,6 +109,7 @@ fn why_not(decision: Decision) -> Failure {
         Decision::Resolve { hostname, .. } => {
             Failure::Hostname { hostname: hostname.to_string(), reason: "it changes all the time".into() }
         }
+        Decision::Need(lookup) => Failure::Undiscovered { what: lookup.to_string() },
         Decision::Refuse(refusal) => refusal.into(),
         Decision::Tunnel(_) | Decision::Passthrough { .. } => Failure::Abandoned,
     }
@@ -119,7 +124,7 @@ pub(crate) async fn inbound_tunnel(home: &Rc<Home>, accepted: Accepted) {
     let local = local_address(&SockRef::from(&socket)).ok();
     let tunnel = match welcome(home, socket, peer).await {
         Ok(tunnel) => tunnel,
-        Err(failure) => return context.flows.refused(Reporter::Destination, peer, local, &failure),
+        Err(failure) => return context.refused(pod, Reporter::Destination, peer, local, &failure),
     };
     let Some(local) = local else { return };
     let identity = tunnel.identity().clone();
@@ -154,14 +159,15 @@ async fn welcome(home: &Home, socket: Held, peer: SocketAddr) -> Result<Tunnel, 
     let Home { context, pod, worker, .. } = home;
     let workload = pod.workload(context).await?;
     let credential = context.certs.get(&workload.identity).await?;
-    let settings = context.settings.clone();
+    let (settings, until) = (context.settings.clone(), credential.validity().not_after);
     let handshake = tokio::runtime::Handle::current().spawn(async move {
         let mut stream = tokio::net::TcpStream::from_std(socket.take()?.into())?;
         let secured = secured::server(&mut stream, peer, &credential, &settings).await;
         std::io::Result::Ok((stream.into_std()?, secured))
     });
     let (stream, secured) = handshake.await.map_err(|_| Failure::Abandoned)?.map_err(Failure::Copy)?;
-    worker.adopt(stream.into(), secured?, peer, Role::Server, &context.settings).map_err(Failure::Copy)
+    let tunnel = worker.adopt(stream.into(), secured?, peer, Role::Server, &context.settings);
+    tunnel.inspect(|tunnel| tunnel.retire_at(until)).map_err(Failure::Copy)
 }
 
 /// The client's end of a tunnel.
@@ -190,12 +196,13 @@ async fn inbound_stream(home: &Home, client: &Client, request: Request) {
         Ok(known) => known,
         Err(failure) => {
             responder.refuse(failure.status());
-            return context.flows.refused(Reporter::Destination, client.peer, Some(client.local), &failure);
+            return context.refused(pod, Reporter::Destination, client.peer, Some(client.local), &failure);
         }
     };
+    let network = head.network.as_deref().unwrap_or(&context.config.network);
+    context.demand.hint(Lookup::Address(NetworkAddress::new(network, client.peer.ip()))).await;
     let view = context.views.load();
     let service = called_service(&view, &workload, head.forwarded.as_ref());
-    let network = head.network.as_deref().unwrap_or(&context.config.network);
     let source = view.workload_by_address(&NetworkAddress::new(network, client.peer.ip()));
     let flow = Rc::new(context.flows.open(Opening::inbound(
         &workload,
@@ -260,7 +267,7 @@ async fn inbound_stream(home: &Home, client: &Client, request: Request) {
 pub(crate) async fn inbound_plaintext(home: &Home, accepted: Accepted) {
     let Home { context, pod, worker, .. } = home;
     let Accepted { socket, peer, transparent } = accepted;
-    let refuse = |dst, failure: &Failure| context.flows.refused(Reporter::Destination, peer, dst, failure);
+    let refuse = |dst, failure: &Failure| context.refused(pod, Reporter::Destination, peer, dst, failure);
     // identify
     let target = match original_destination(&socket) {
         Ok(target) => target,
@@ -273,8 +280,10 @@ pub(crate) async fn inbound_plaintext(home: &Home, accepted: Accepted) {
         Ok(workload) => workload,
         Err(failure) => return refuse(Some(target), &failure),
     };
+    let caller = NetworkAddress::new(workload.network.clone(), peer.ip());
+    context.demand.hint(Lookup::Address(caller.clone())).await;
     let view = context.views.load();
-    let source = view.workload_by_address(&NetworkAddress::new(workload.network.clone(), peer.ip()));
+    let source = view.workload_by_address(&caller);
     let source = source.map(|source| &**source);
     let opening = Opening::inbound(&workload, None, source, None, None, peer, target, None);
     let flow = Rc::new(context.flows.open(opening));

@@ -23,7 +23,8 @@ use crate::ready::Readiness;
 use crate::reports::{Observer, Reports};
 use crate::sockets::Sockets;
 use crate::views::Views;
-use crate::{revocation, xds};
+use crate::xds::Demand;
+use crate::{local, revocation, xds};
 
 const STATE_TASK: &str = "state manager";
 const SERIES_SWEEP: Duration = Duration::from_secs(60);
@@ -45,6 +46,9 @@ pub enum RunError {
     /// Without them revoked certificates would be trusted.
     #[error("CRL_PATH: {0}")]
     Revocations(String),
+    /// Half a mesh is none.
+    #[error("{0}")]
+    Local(String),
     /// The names that it was given make no identity.
     #[error(
         "flows cannot be reported: {0}; look at TRUST_DOMAIN, POD_NAMESPACE, SERVICE_ACCOUNT and FLOW_ACCOUNT"
@@ -81,9 +85,13 @@ pub async fn run_with_log(
     let settings = config.tunnel_settings();
     let workers = Workers::start(config.workers, Tuning { tick: tick(&settings), spin: config.busy_spin });
     let (workers, threads) = workers.map_err(RunError::Workers)?;
+    let views = Views::default();
+    let demand = if config.on_demand { Demand::new(views.clone()) } else { Demand::default() };
     let context = Arc::new(Context {
         settings,
-        views: Views::default(),
+        views,
+        demand,
+        local: local::load(config.local.as_ref()).await.map_err(RunError::Local)?,
         certs: Certs::new(&config),
         flows: Arc::new(match &reports {
             Some(reports) => Flows::reporting(reports.table()),
@@ -115,7 +123,9 @@ pub async fn run_with_log(
         log,
         quit: quit.clone(),
     };
-    let (client, local) = xds::Client::new(&context.config, context.views.clone(), state, xds_stats);
+    let (views, demand) = (context.views.clone(), context.demand.clone());
+    let (client, local) =
+        xds::Client::new(&context.config, context.local.clone(), views, demand, state, xds_stats);
     let own = own_pod(&context);
     let background = CancellationToken::new();
     let spawn = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {

@@ -37,6 +37,8 @@ pub mod flow {
 }
 
 mod convert;
+mod local;
 pub mod type_url;
 
 pub use convert::{Address, ConvertError};
+pub use local::{Local, LocalError};

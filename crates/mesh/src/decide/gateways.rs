@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::endpoints::{For, choose_address, choose_endpoint, pick};
 use super::{Authority, Call, Decision, Inner, Route, Via};
-use crate::{Gateway, GatewayTarget, Identity, IpFamilies, Refusal, Service, View, Workload};
+use crate::{Gateway, GatewayTarget, Identity, IpFamilies, Lookup, Refusal, Service, View, Workload};
 
 /// The workload behind a gateway, further identities it may have, and the port to dial.
 struct Found {
@@ -25,6 +25,9 @@ pub(super) fn to_waypoint(
 ) -> Decision {
     let unknown =
         || Decision::Refuse(Refusal::UnknownWaypoint { gateway: gateway.target.label().to_string() });
+    if let Some(lookup) = lacking(view, gateway) {
+        return Decision::Need(lookup);
+    }
     let Some(found) = find(view, call, gateway, For::Waypoint) else { return unknown() };
     if found.workload.network != call.source.network {
         return match called {
@@ -60,6 +63,9 @@ pub(super) fn abroad(
 ) -> Decision {
     let unknown = || Decision::Refuse(Refusal::UnknownGateway { destination: workload.uid.to_string() });
     let Some(gateway) = &workload.network_gateway else { return unknown() };
+    if let Some(lookup) = lacking(view, gateway) {
+        return Decision::Need(lookup);
+    }
     let Some(found) = find(view, call, gateway, For::Call) else { return unknown() };
     let families = call.destination.ip().to_canonical();
     let Some(ip) = choose_address(&found.workload, families, IpFamilies::Automatic) else { return unknown() };
@@ -78,6 +84,15 @@ pub(super) fn abroad(
         via: Via::Gateway,
         inner: Some(Inner { expect }),
     })
+}
+
+/// What has to be asked for before the gateway can be found.
+fn lacking(view: &View, gateway: &Gateway) -> Option<Lookup> {
+    let lookup = match &gateway.target {
+        GatewayTarget::Hostname(key) => Lookup::Service(key.clone()),
+        GatewayTarget::Address(address) => Lookup::Address(address.clone()),
+    };
+    view.lacks(&lookup).then_some(lookup)
 }
 
 fn find(view: &View, call: &Call<'_>, gateway: &Gateway, purpose: For) -> Option<Found> {

@@ -1,5 +1,7 @@
 //! The indexes never disagree with the objects.
 
+use std::net::IpAddr;
+
 use proptest::prelude::*;
 
 use super::*;

@@ -10,15 +10,16 @@ use std::time::{Duration, SystemTime};
 use hbone::Credential;
 use mesh::Identity;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{AcquireError, Notify, Semaphore, SemaphorePermit, watch};
 use tokio::task::AbortHandle;
 
 use crate::config::Config;
 use crate::grpc::Connector;
 use ca::Authority;
 
-/// Requests to the authority at once.
-const IN_FLIGHT: usize = 8;
+/// Requests to the authority at once: for what will be needed, and, beside them, for what a connection waits for.
+const IN_FLIGHT: usize = 6;
+const URGENT: usize = 2;
 /// How long a connection waits for the very first certificate of an identity.
 const FIRST_WAIT: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -56,10 +57,19 @@ pub enum CertError {
 pub enum State {
     /// Asked for the first time.
     Initializing,
-    /// There is one; the text says why its renewal is failing, if it is.
-    Available(Arc<Credential>, Option<String>),
+    /// There is one, and its renewal may be failing.
+    Available(Arc<Credential>, Option<Failing>),
     /// There is none.
     Unavailable(CertError),
+}
+
+/// That a certificate cannot be renewed.
+#[derive(Clone, Debug)]
+pub struct Failing {
+    /// Since when.
+    pub since: SystemTime,
+    /// Why, the last time.
+    pub reason: String,
 }
 
 /// All certificates. Clones share them.
@@ -68,12 +78,21 @@ pub struct Certs(Arc<Inner>);
 
 struct Inner {
     authority: Arc<Authority>,
-    in_flight: Arc<Semaphore>,
+    turns: Arc<Turns>,
     entries: Mutex<BTreeMap<Identity, Entry>>,
+}
+
+/// Who may ask the authority now: thousands of certificates that are fetched ahead of time must not keep a connection
+/// waiting.
+struct Turns {
+    ahead: Semaphore,
+    urgent: Semaphore,
 }
 
 struct Entry {
     state: watch::Receiver<State>,
+    /// A connection waits for it.
+    urgent: Arc<Notify>,
     task: AbortHandle,
 }
 
@@ -89,7 +108,7 @@ impl Certs {
         let connector = Connector::new(config.ca.clone(), config.cluster_id.clone());
         Self(Arc::new(Inner {
             authority: Arc::new(Authority::new(connector, config.secret_ttl)),
-            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
+            turns: Arc::new(Turns { ahead: Semaphore::new(IN_FLIGHT), urgent: Semaphore::new(URGENT) }),
             entries: Mutex::default(),
         }))
     }
@@ -112,9 +131,12 @@ impl Certs {
             return entry.state.clone();
         }
         let (publish, state) = watch::channel(State::Initializing);
-        let keep = keep(self.0.authority.clone(), self.0.in_flight.clone(), identity.clone(), publish);
+        let urgent = Arc::new(Notify::new());
+        let inner = &self.0;
+        let keep =
+            keep(inner.authority.clone(), inner.turns.clone(), urgent.clone(), identity.clone(), publish);
         let task = tokio::spawn(keep).abort_handle();
-        entries.insert(identity.clone(), Entry { state: state.clone(), task });
+        entries.insert(identity.clone(), Entry { state: state.clone(), urgent, task });
         state
     }
 
@@ -122,7 +144,13 @@ impl Certs {
     pub async fn get(&self, identity: &Identity) -> Result<Arc<Credential>, CertError> {
         let mut state = {
             let mut entries = self.0.entries.lock();
-            self.entry(&mut entries, identity)
+            let state = self.entry(&mut entries, identity);
+            if matches!(*state.borrow(), State::Initializing)
+                && let Some(entry) = entries.get(identity)
+            {
+                entry.urgent.notify_one();
+            }
+            state
         };
         let timeout = || CertError::Timeout { identity: identity.clone() };
         let settled = state.wait_for(|state| !matches!(state, State::Initializing));
@@ -132,7 +160,10 @@ impl Certs {
                 if credential.validity().holds_at(SystemTime::now()) {
                     return Ok(credential.clone());
                 }
-                let reason = failing.clone().unwrap_or_else(|| "it is being renewed".into());
+                let reason = match failing {
+                    Some(failing) => failing.reason.clone(),
+                    None => "it is being renewed".into(),
+                };
                 Err(CertError::Expired { identity: identity.clone(), reason })
             }
             State::Unavailable(error) => Err(error.clone()),
@@ -150,20 +181,22 @@ impl Certs {
 /// Fetches and renews the certificate of one identity for as long as somebody holds its state.
 async fn keep(
     authority: Arc<Authority>,
-    in_flight: Arc<Semaphore>,
+    turns: Arc<Turns>,
+    urgent: Arc<Notify>,
     identity: Identity,
     publish: watch::Sender<State>,
 ) {
     let mut retry = FIRST_RETRY;
     let mut current: Option<Arc<Credential>> = None;
+    let mut failing_since = None;
     while !publish.is_closed() {
         let result = {
-            let Ok(_turn) = in_flight.acquire().await else { return };
+            let Ok(_turn) = turns.mine(&urgent).await else { return };
             authority.issue(&identity).await
         };
         let pause = match result {
             Ok(credential) => {
-                retry = FIRST_RETRY;
+                (retry, failing_since) = (FIRST_RETRY, None);
                 let credential = Arc::new(credential);
                 let pause = renewal(credential.validity().not_after, SystemTime::now(), rand::random());
                 tracing::info!(%identity, next_in = ?pause, "certificate issued");
@@ -176,7 +209,9 @@ async fn keep(
                 match valid {
                     Some(held) => {
                         tracing::warn!(%identity, %error, "renewal failed, the certificate is still valid");
-                        publish.send_replace(State::Available(held, Some(error.to_string())));
+                        let since = *failing_since.get_or_insert_with(SystemTime::now);
+                        let failing = Failing { since, reason: error.to_string() };
+                        publish.send_replace(State::Available(held, Some(failing)));
                     }
                     None => {
                         tracing::error!(%identity, %error, "no certificate");
@@ -201,6 +236,16 @@ async fn keep(
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = publish.closed() => return,
+        }
+    }
+}
+
+impl Turns {
+    async fn mine(&self, urgent: &Notify) -> Result<SemaphorePermit<'_>, AcquireError> {
+        tokio::select! {
+            biased;
+            turn = self.ahead.acquire() => turn,
+            () = urgent.notified() => self.urgent.acquire().await,
         }
     }
 }

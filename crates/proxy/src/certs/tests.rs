@@ -22,3 +22,17 @@ fn retries_vary_by_a_fifth() {
     assert_eq!(jitter(second, 0), Duration::from_millis(800));
     assert_eq!(jitter(second, u32::MAX), Duration::from_millis(1200));
 }
+
+#[tokio::test]
+async fn what_a_connection_waits_for_is_not_held_up_by_what_is_fetched_ahead() {
+    let turns = Turns { ahead: Semaphore::new(1), urgent: Semaphore::new(1) };
+    let (calm, hurry) = (Notify::new(), Notify::new());
+    let _taken = turns.mine(&calm).await.unwrap();
+    let ahead = turns.mine(&calm);
+    let urgent = turns.mine(&hurry);
+    tokio::pin!(ahead, urgent);
+    assert!(futures::poll!(&mut ahead).is_pending() && futures::poll!(&mut urgent).is_pending());
+    hurry.notify_one();
+    assert!(urgent.await.is_ok());
+    assert!(futures::poll!(&mut ahead).is_pending());
+}

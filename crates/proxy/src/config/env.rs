@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::known;
-use super::{Config, Dns, FlowTarget, Keepalive, Own, Ports, Remote, Root, Token};
+use super::proxy_config::{self, ProxyConfig};
+use super::{Config, Dns, FlowTarget, Headers, Keepalive, Local, Log, Own, Ports, Remote, Root, Token};
+use super::{known, refused, workers};
 
 /// A variable whose value cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,16 +30,26 @@ impl Vars {
         Self(vars.into_iter().collect())
     }
 
-    pub(super) fn config(&self) -> Result<Config, ConfigError> {
+    pub(super) fn config(mut self) -> Result<Config, ConfigError> {
+        let extra = proxy_config::take_in(&mut self.0)?;
+        self.with(extra)
+    }
+
+    fn with(&self, extra: ProxyConfig) -> Result<Config, ConfigError> {
+        refused::check(self)?;
         let defaults = hbone::Settings::default();
         let control = match self.text("KUBERNETES_SERVICE_HOST") {
             Some(_) => CONTROL_IN_CLUSTER,
             None => CONTROL_ELSEWHERE,
         };
-        if let Some(mode) = self.text("PROXY_MODE").filter(|mode| *mode != "shared") {
-            return Err(error("PROXY_MODE", mode, "only `shared` is supported"));
+        let cluster_id = self.text("ISTIO_META_CLUSTER_ID").or_else(|| self.text("CLUSTER_ID"));
+        let capture = self.flag("ISTIO_META_DNS_CAPTURE")?.unwrap_or(true);
+        let on_demand = self.flag("XDS_ON_DEMAND")?.unwrap_or(false);
+        if on_demand && capture {
+            let why = "names cannot be answered by a proxy that does not know the whole mesh: set \
+                       ISTIO_META_DNS_CAPTURE=false and leave pods' DNS alone, or do not set XDS_ON_DEMAND";
+            return Err(error("XDS_ON_DEMAND", "true", why));
         }
-        let cluster_id = self.text("CLUSTER_ID").or_else(|| self.text("ISTIO_META_CLUSTER_ID"));
         let stream_window =
             self.http2("HTTP2_STREAM_WINDOW_SIZE", 65_535, MAX_WINDOW, defaults.stream_window)?;
         Ok(Config {
@@ -50,7 +61,7 @@ impl Vars {
                 name: self.text("POD_NAME").map(str::to_owned),
                 namespace: self.text("POD_NAMESPACE").map(str::to_owned),
                 service_account: self.text("SERVICE_ACCOUNT").map(str::to_owned),
-                ip: self.parse("INSTANCE_IP", "an IP address")?,
+                ip: self.parse("INSTANCE_IP", "expected an IP address")?,
             },
             // Set and empty switches the workload API off.
             xds: match self.0.get("XDS_ADDRESS") {
@@ -67,9 +78,17 @@ impl Vars {
                 }
                 _ => self.remote("CA", control)?,
             },
+            on_demand,
+            local: self.local()?,
             secret_ttl: self.duration("SECRET_TTL", Duration::from_secs(86400))?,
             zds: self.text("INPOD_UDS").unwrap_or("/var/run/ztunnel/ztunnel.sock").into(),
-            mark: self.parse("PACKET_MARK", "a number")?.unwrap_or(1337),
+            mark: match self.parse("PACKET_MARK", "expected a number")? {
+                Some(0) => {
+                    let why = "without a mark the proxy would capture its own packets";
+                    return Err(error("PACKET_MARK", "0", why));
+                }
+                mark => mark.unwrap_or(1337),
+            },
             port_reuse: self.flag("INPOD_PORT_REUSE")?.unwrap_or(true),
             original_source: self.flag("ENABLE_ORIG_SRC")?,
             ipv6: self.flag("IPV6_ENABLED")?.unwrap_or(true),
@@ -77,7 +96,7 @@ impl Vars {
                 enabled: self.flag("KEEPALIVE_ENABLED")?.unwrap_or(true),
                 time: self.duration("KEEPALIVE_TIME", Duration::from_secs(180))?,
                 interval: self.duration("KEEPALIVE_INTERVAL", Duration::from_secs(180))?,
-                retries: self.parse("KEEPALIVE_RETRIES", "a number")?.unwrap_or(9),
+                retries: self.parse("KEEPALIVE_RETRIES", "expected a number")?.unwrap_or(9),
                 user_timeout: self.flag("USER_TIMEOUT_ENABLED")?.unwrap_or(false),
             },
             pool_max_streams: self.at_least_one("POOL_MAX_STREAMS_PER_CONNECTION", 100)? as usize,
@@ -102,21 +121,26 @@ impl Vars {
             log_verdicts: self.flag("AUTHZ_POLICY_INFO_LOGGING")?.unwrap_or(false),
             response_baggage: self.flag("ENABLE_RESPONSE_BAGGAGE")?.unwrap_or(true),
             termination_deadline: self.termination_deadline()?,
-            workers: self.workers()?,
+            workers: workers::count(self, std::thread::available_parallelism().map_or(2, usize::from))?,
             busy_spin: self.duration("BUSY_SPIN", Duration::ZERO)?,
             dns: Dns {
-                capture: self.flag("ISTIO_META_DNS_CAPTURE")?.unwrap_or(true),
+                capture,
                 resolv_conf: "/etc/resolv.conf".into(),
                 preferred_namespace: self.text("PREFERED_SERVICE_NAMESPACE").map(str::to_owned),
             },
             trust_domain: self.text("TRUST_DOMAIN").unwrap_or("cluster.local").to_owned(),
             flows: self.flows()?,
-            ports: Ports { admin: 15000, stats: 15020, readiness: 15021 },
-            unknown: known::unknown(self.0.keys()),
+            log: self.log()?,
+            ports: Ports {
+                admin: extra.admin.unwrap_or(15000),
+                stats: extra.stats.unwrap_or(15020),
+                readiness: 15021,
+            },
+            unknown: known::unknown(self.0.keys()).into_iter().chain(extra.unknown).collect(),
         })
     }
 
-    fn text(&self, variable: &str) -> Option<&str> {
+    pub(super) fn text(&self, variable: &str) -> Option<&str> {
         self.0.get(variable).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 
@@ -126,7 +150,7 @@ impl Vars {
         parsed.transpose()
     }
 
-    fn flag(&self, variable: &str) -> Result<Option<bool>, ConfigError> {
+    pub(super) fn flag(&self, variable: &str) -> Result<Option<bool>, ConfigError> {
         let parsed = self.text(variable).map(|value| match value.to_ascii_lowercase().as_str() {
             "true" | "1" => Ok(true),
             "false" | "0" => Ok(false),
@@ -142,14 +166,14 @@ impl Vars {
     }
 
     fn at_least_one(&self, variable: &str, default: u32) -> Result<u32, ConfigError> {
-        match self.parse(variable, "a number")? {
+        match self.parse(variable, "expected a number")? {
             Some(0) => Err(error(variable, "0", "expected a number of at least 1")),
             other => Ok(other.unwrap_or(default)),
         }
     }
 
     fn http2(&self, variable: &str, least: u32, most: u32, default: u32) -> Result<u32, ConfigError> {
-        let value: u32 = self.parse(variable, "a number of bytes")?.unwrap_or(default);
+        let value: u32 = self.parse(variable, "expected a number of bytes")?.unwrap_or(default);
         if (least..=most).contains(&value) {
             return Ok(value);
         }
@@ -184,7 +208,9 @@ impl Vars {
             root,
             alt_hostname: self.text(&format!("ALT_{which}_HOSTNAME")).map(str::to_owned),
             token: self.token(),
-            headers: headers.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect(),
+            headers: Headers(
+                headers.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect(),
+            ),
         })
     }
 
@@ -234,7 +260,8 @@ impl Vars {
         if self.text("CONNECTION_TERMINATION_DEADLINE").is_some() {
             return self.duration("CONNECTION_TERMINATION_DEADLINE", Duration::ZERO);
         }
-        let grace: Option<u64> = self.parse("TERMINATION_GRACE_PERIOD_SECONDS", "a number of seconds")?;
+        let grace: Option<u64> =
+            self.parse("TERMINATION_GRACE_PERIOD_SECONDS", "expected a number of seconds")?;
         let seconds = match grace {
             Some(grace) if grace > 10 => grace - 5,
             Some(grace) => grace.saturating_sub(1).max(1),
@@ -243,28 +270,39 @@ impl Vars {
         Ok(Duration::from_secs(seconds))
     }
 
-    fn workers(&self) -> Result<usize, ConfigError> {
-        let variable = "ZTUNNEL_WORKER_THREADS";
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let Some(value) = self.text(variable) else { return Ok((cores / 4).max(2)) };
-        let wrong = || error(variable, value, "expected a number of threads or a percentage of the cores");
-        match value.strip_suffix('%') {
-            Some(percent) => {
-                let percent: usize = percent.parse().map_err(|_| wrong())?;
-                Ok((cores * percent.min(100) / 100).max(1))
+    /// Objects of the mesh from a file, or written into the variable itself.
+    fn local(&self) -> Result<Option<Local>, ConfigError> {
+        match (self.text("LOCAL_XDS_PATH"), self.text("LOCAL_XDS")) {
+            (None, None) => Ok(None),
+            (Some(path), None) => Ok(Some(Local::File(path.into()))),
+            (None, Some(text)) => Ok(Some(Local::Text(text.to_owned()))),
+            (Some(path), Some(_)) => {
+                Err(error("LOCAL_XDS_PATH", path, "LOCAL_XDS is set as well: which of the two is meant?"))
             }
-            None => match value.parse().map_err(|_| wrong())? {
-                0 => Ok(cores),
-                threads if threads <= 1024 => Ok(threads),
-                _ => Err(wrong()),
-            },
         }
+    }
+
+    fn log(&self) -> Result<Log, ConfigError> {
+        let level = self.text("RUST_LOG").unwrap_or("info");
+        if let Err(problem) = tracing_subscriber::EnvFilter::try_new(level) {
+            return Err(error(
+                "RUST_LOG",
+                level,
+                &format!("expected levels such as info,access=off: {problem}"),
+            ));
+        }
+        let json = match self.text("LOG_FORMAT") {
+            None | Some("plain" | "text") => false,
+            Some("json") => true,
+            Some(other) => return Err(error("LOG_FORMAT", other, "expected `json` or `plain`")),
+        };
+        Ok(Log { level: level.to_owned(), json })
     }
 }
 
 const MAX_WINDOW: u32 = (1 << 31) - 1;
 
-fn error(variable: &str, value: &str, expected: &str) -> ConfigError {
+pub(super) fn error(variable: &str, value: &str, expected: &str) -> ConfigError {
     ConfigError { variable: variable.into(), value: value.into(), expected: expected.into() }
 }
 

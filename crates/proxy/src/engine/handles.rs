@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::SystemTime;
 
 use hbone::secured::Secured;
 use hbone::{Baggage, HandshakeError, Head, HeadError, OpenError, Settings, h2};
@@ -289,6 +290,21 @@ impl Tunnel {
                 tunnel.leaving = true;
                 tunnel.mark(&mut core.dirty);
             })
+        });
+    }
+
+    /// No streams are opened after `when`: the certificate it was made with proves nothing from then on. Does not keep
+    /// the tunnel.
+    pub(crate) fn retire_at(&self, when: SystemTime) {
+        let handle = Rc::downgrade(&self.0);
+        let closed = self.closed();
+        self.0.home.spawn(async move {
+            let left = when.duration_since(SystemTime::now()).unwrap_or_default();
+            if tokio::time::timeout(left, closed).await.is_err()
+                && let Some(handle) = handle.upgrade()
+            {
+                Self(handle).graceful_shutdown();
+            }
         });
     }
 

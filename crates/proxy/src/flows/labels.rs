@@ -63,6 +63,25 @@ impl Side {
         }
     }
 
+    /// The labels that all metrics have of an end: `<prefix>_workload="…",…`.
+    pub(crate) fn render(&self, prefix: &str) -> String {
+        let mut text = String::with_capacity(512);
+        let principal = self.principal.as_ref().map(ToString::to_string).unwrap_or_default();
+        for (name, value) in [
+            ("workload", &*self.workload),
+            ("canonical_service", &*self.canonical),
+            ("canonical_revision", &*self.revision),
+            ("workload_namespace", &*self.namespace),
+            ("principal", &*principal),
+            ("app", &*self.app),
+            ("version", &*self.revision),
+            ("cluster", &*self.cluster),
+        ] {
+            label(&mut text, &format!("{prefix}_{name}"), value);
+        }
+        text
+    }
+
     /// As the peer describes itself.
     pub fn from_baggage(baggage: &Baggage, principal: Option<Identity>) -> Self {
         let text = |text: &Option<Arc<str>>| text.clone().unwrap_or_default();
@@ -121,27 +140,12 @@ impl Labels {
     /// `name="value",…`, without the flag.
     pub(super) fn render(&self) -> String {
         let mut text = String::with_capacity(1024);
-        let mut put = |name: &str, value: &str| {
-            let value = if value.is_empty() { "unknown" } else { value };
-            if !text.is_empty() {
-                text.push(',');
-            }
-            let _ = write!(text, "{name}=\"");
-            escape(&mut text, value);
-            text.push('"');
-        };
-        let principal = |side: &Side| side.principal.as_ref().map(ToString::to_string).unwrap_or_default();
-        put("reporter", self.reporter.as_str());
+        label(&mut text, "reporter", self.reporter.as_str());
         for (prefix, side) in [("source", &self.source), ("destination", &self.destination)] {
-            put(&format!("{prefix}_workload"), &side.workload);
-            put(&format!("{prefix}_canonical_service"), &side.canonical);
-            put(&format!("{prefix}_canonical_revision"), &side.revision);
-            put(&format!("{prefix}_workload_namespace"), &side.namespace);
-            put(&format!("{prefix}_principal"), &principal(side));
-            put(&format!("{prefix}_app"), &side.app);
-            put(&format!("{prefix}_version"), &side.revision);
-            put(&format!("{prefix}_cluster"), &side.cluster);
+            text.push(',');
+            text.push_str(&side.render(prefix));
         }
+        let mut put = |name: &str, value: &str| label(&mut text, name, value);
         put("destination_service", &self.service.host);
         put("destination_service_namespace", &self.service.namespace);
         put("destination_service_name", &self.service.name);
@@ -153,6 +157,16 @@ impl Labels {
         }
         text
     }
+}
+
+/// Adds a label; an empty value is unknown.
+fn label(text: &mut String, name: &str, value: &str) {
+    if !text.is_empty() {
+        text.push(',');
+    }
+    let _ = write!(text, "{name}=\"");
+    escape(text, if value.is_empty() { "unknown" } else { value });
+    text.push('"');
 }
 
 /// Escapes a label value as the text formats demand.

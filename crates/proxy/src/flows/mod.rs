@@ -6,23 +6,28 @@
 
 mod labels;
 mod log;
+mod opening;
+mod refused;
 mod series;
 
-use std::net::SocketAddr;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use mesh::{Authority, Decision, Identity, ResponseFlag, Service, Workload};
+use mesh::{Identity, ResponseFlag};
 use parking_lot::Mutex;
 
 pub(crate) use labels::escape;
-pub use labels::{Labels, Reporter, ServiceLabels, Side};
+pub use labels::{Reporter, ServiceLabels, Side};
+pub use opening::Opening;
+pub(crate) use refused::Refused;
 use series::{Registry, Series};
 
 use crate::copy::Meter;
 use crate::failure::Failure;
-use crate::reports::{self, End, Lane, Pair, Security};
+use crate::reports::{self, Lane};
 
 /// Series that nobody used for this long are dropped.
 const IDLE_SERIES: Duration = Duration::from_secs(1800);
@@ -38,211 +43,21 @@ pub struct Flows {
     /// What is counted for the observer; none: nothing is.
     reports: Option<Arc<reports::Table>>,
     /// Connections refused before their context was known, by reporter and reason.
-    refused: Mutex<std::collections::BTreeMap<(&'static str, &'static str), u64>>,
+    refused: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
+    /// Connections that were refused or ended since a certificate has been revoked, by reporter.
+    revoked: [AtomicU64; 2],
     /// What policies that are only tried out would have done, by policy and word.
-    dry_run: Mutex<std::collections::BTreeMap<(mesh::PolicyKey, &'static str), u64>>,
-}
-
-/// What is known of a flow when it opens.
-#[derive(Clone, Debug)]
-pub struct Opening {
-    /// Which end we are.
-    pub reporter: Reporter,
-    /// The caller's labels.
-    pub source: Side,
-    /// The caller's pod name, if known.
-    pub source_pod: Option<Arc<str>>,
-    /// The callee's labels.
-    pub destination: Side,
-    /// The callee's pod name, if known.
-    pub destination_pod: Option<Arc<str>>,
-    /// The service that was called.
-    pub service: ServiceLabels,
-    /// Whether both ends have proven their identities.
-    pub mutual_tls: bool,
-    /// The caller's address.
-    pub src: SocketAddr,
-    /// What is dialled; for tunnels the tunnel's address.
-    pub dst: SocketAddr,
-    /// Inside the tunnel.
-    pub hbone: Option<Authority>,
-    /// What only the observer is told.
-    pub facts: Facts,
-}
-
-/// What metrics and log do not say, and the observer is told.
-#[derive(Clone, Debug, Default)]
-pub struct Facts {
-    /// Where the ends run, and what kind of workloads they are.
-    pub(crate) ends: [Place; 2],
-    /// Port at the destination workload.
-    pub(crate) port: u16,
-    /// Why it is not encrypted; empty when it is.
-    pub(crate) plaintext: &'static str,
-}
-
-/// Where an end runs.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Place {
-    node: Arc<str>,
-    address: Option<std::net::IpAddr>,
-    kind: Option<mesh::WorkloadType>,
-    enrolled: bool,
-}
-
-impl Place {
-    fn of(workload: Option<&Workload>, address: std::net::IpAddr) -> Self {
-        Self {
-            node: workload.map(|workload| workload.node.clone()).unwrap_or_default(),
-            address: Some(address),
-            kind: workload.map(|workload| workload.workload_type),
-            enrolled: workload.is_some_and(|workload| workload.tunnel == mesh::Tunnel::Hbone),
-        }
-    }
-}
-
-impl Opening {
-    /// The flow of an outbound call of `source` from `client`; nothing when the call is refused.
-    pub fn outbound(source: &Workload, client: SocketAddr, decision: &Decision) -> Option<Self> {
-        let (workload, service, route, dst) = match decision {
-            Decision::Tunnel(route) => {
-                (Some(&route.workload), route.service.as_ref(), Some(route), route.hop)
-            }
-            Decision::Passthrough { to, workload, service, .. } => {
-                (workload.as_ref(), service.as_ref(), None, *to)
-            }
-            Decision::Refuse(_) | Decision::Resolve { .. } => return None,
-        };
-        let mutual_tls = route.is_some();
-        let plaintext = match decision {
-            Decision::Passthrough { why, .. } => why.code(),
-            _ => "",
-        };
-        let port = match route.map(|route| (&route.authority, route.via)) {
-            Some((Authority::Address(target), mesh::Via::Direct)) => target.port(),
-            _ => dst.port(),
-        };
-        let facts = Facts {
-            ends: [
-                Place::of(Some(source), client.ip()),
-                Place::of(workload.map(|workload| &**workload), dst.ip()),
-            ],
-            port,
-            plaintext,
-        };
-        // Who answers behind a gateway is not known here.
-        let near = workload.filter(|_| route.is_none_or(|route| route.via != mesh::Via::Gateway));
-        // Behind a waypoint the destination is not ours to name.
-        let direct = workload.filter(|_| route.is_none_or(|route| route.via == mesh::Via::Direct));
-        Some(Self {
-            reporter: Reporter::Source,
-            source: Side::of(source, mutual_tls.then(|| source.identity.clone())),
-            source_pod: Some(source.name.clone()),
-            destination: near.map(|w| Side::of(w, Some(w.identity.clone()))).unwrap_or_default(),
-            destination_pod: near.map(|w| w.name.clone()),
-            service: ServiceLabels::of(service.map(|s| &**s), direct.map(|w| &**w)),
-            mutual_tls,
-            src: client,
-            dst,
-            hbone: route.map(|route| route.authority.clone()),
-            facts,
-        })
-    }
-
-    /// The flow of an inbound connection to `destination`.
-    #[allow(clippy::too_many_arguments)]
-    pub fn inbound(
-        destination: &Workload,
-        service: Option<&Service>,
-        source: Option<&Workload>,
-        described: Option<&hbone::Baggage>,
-        proven: Option<Identity>,
-        src: SocketAddr,
-        dst: SocketAddr,
-        hbone: Option<Authority>,
-    ) -> Self {
-        let mutual_tls = proven.is_some();
-        let side = match (source, described) {
-            (Some(workload), _) => Side::of(workload, proven),
-            (None, Some(baggage)) => Side::from_baggage(baggage, proven),
-            (None, None) => Side { principal: proven, ..Side::default() },
-        };
-        let port = match &hbone {
-            Some(Authority::Address(target)) => target.port(),
-            Some(Authority::Hostname(_, port)) => *port,
-            None => dst.port(),
-        };
-        let facts = Facts {
-            ends: [Place::of(source, src.ip()), Place::of(Some(destination), dst.ip())],
-            port,
-            plaintext: "",
-        };
-        Self {
-            reporter: Reporter::Destination,
-            source: side,
-            source_pod: source.map(|workload| workload.name.clone()),
-            destination: Side::of(destination, Some(destination.identity.clone())),
-            destination_pod: Some(destination.name.clone()),
-            service: ServiceLabels::of(service, Some(destination)),
-            mutual_tls,
-            src,
-            dst,
-            hbone,
-            facts,
-        }
-    }
-
-    fn end(side: &Side, pod: Option<&Arc<str>>, place: &Place) -> End {
-        End {
-            cluster: side.cluster.clone(),
-            namespace: side.namespace.clone(),
-            pod: pod.cloned().unwrap_or_default(),
-            workload: side.workload.clone(),
-            kind: place.kind,
-            canonical: side.canonical.clone(),
-            revision: side.revision.clone(),
-            node: place.node.clone(),
-            address: place.address,
-            enrolled: place.enrolled,
-        }
-    }
-
-    /// What the observer counts the flow under. Identities are named only where certificates proved them.
-    fn pair(&self, peer: Option<&Identity>, verdict: reports::Verdict, reason: &'static str) -> Pair {
-        let carried = verdict == reports::Verdict::Allowed && self.mutual_tls;
-        let [source_place, destination_place] = &self.facts.ends;
-        let at_source = self.reporter == Reporter::Source;
-        let proven = |own: bool, side: &Side| match (own, peer) {
-            (false, Some(peer)) => Some(peer.clone()),
-            _ => side.principal.clone(),
-        };
-        // At the destination the client has proven itself before anything could be refused.
-        let known = carried || (self.mutual_tls && !at_source);
-        Pair {
-            reporter: self.reporter,
-            source: Self::end(&self.source, self.source_pod.as_ref(), source_place),
-            destination: Self::end(&self.destination, self.destination_pod.as_ref(), destination_place),
-            source_identity: proven(at_source, &self.source).filter(|_| known),
-            destination_identity: proven(!at_source, &self.destination).filter(|_| known),
-            service: self.service.clone(),
-            port: self.facts.port,
-            security: match () {
-                () if known => Security::MutualTls,
-                () if source_place.address == destination_place.address => Security::NodeLocal,
-                () => Security::Plaintext,
-            },
-            verdict,
-            reason,
-            policy: "".into(),
-        }
-    }
+    dry_run: Mutex<BTreeMap<(mesh::PolicyKey, &'static str), u64>>,
 }
 
 /// One TCP connection as the mesh saw it. Dropped without [`Flow::close`], it was cut by a drain.
 pub struct Flow {
     flows: Arc<Flows>,
-    opening: Opening,
-    series: Arc<Series>,
+    first: Opening,
+    /// The same with what whoever serves it said of itself.
+    answered: OnceLock<Opening>,
+    /// Once it counts.
+    series: OnceLock<Arc<Series>>,
     since: Instant,
     up: AtomicU64,
     down: AtomicU64,
@@ -254,44 +69,28 @@ pub struct Flow {
 impl Flows {
     /// Opens a flow.
     pub fn open(self: &Arc<Self>, opening: Opening) -> Flow {
-        let labels = Labels {
-            reporter: opening.reporter,
-            source: opening.source.clone(),
-            destination: opening.destination.clone(),
-            service: opening.service.clone(),
-            mutual_tls: opening.mutual_tls,
-        };
-        let series = self.registry.get(labels);
-        series.opened.fetch_add(1, Ordering::Relaxed);
         self.sockets[opening.reporter as usize].fetch_add(1, Ordering::Relaxed);
-        log::opened(&opening, &series);
-        Flow {
+        let late = opening.late;
+        let flow = Flow {
             flows: self.clone(),
-            opening,
-            series,
+            first: opening,
+            answered: OnceLock::new(),
+            series: OnceLock::new(),
             since: Instant::now(),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             lane: OnceLock::new(),
+        };
+        if !late {
+            flow.series();
         }
+        flow
     }
 
     /// All accounting, with counts for the observer.
     pub(crate) fn reporting(table: Arc<reports::Table>) -> Self {
         Self { reports: Some(table), ..Self::default() }
-    }
-
-    /// A connection that was refused before anything else was known of it.
-    pub(crate) fn refused(
-        &self,
-        reporter: Reporter,
-        src: SocketAddr,
-        dst: Option<SocketAddr>,
-        failure: &Failure,
-    ) {
-        *self.refused.lock().entry((reporter.as_str(), failure.code())).or_default() += 1;
-        log::refused(reporter, src, dst, failure);
     }
 
     /// Counts what a policy that is only tried out would have done.
@@ -332,6 +131,25 @@ impl Flows {
             let labels = format!("reporter=\"{reporter}\",reason=\"{reason}\"");
             let _ = writeln!(out, "ambit_connections_refused_total{{{labels}}} {count}");
         }
+        out.push_str(
+            "# HELP istio_crl_policy_rejections Connections refused or ended for a revoked certificate.\n",
+        );
+        out.push_str("# TYPE istio_crl_policy_rejections counter\n");
+        for reporter in [Reporter::Source, Reporter::Destination] {
+            let count = self.revoked[reporter as usize].load(Ordering::Relaxed);
+            let _ = writeln!(
+                out,
+                "istio_crl_policy_rejections_total{{reporter=\"{}\"}} {count}",
+                reporter.as_str()
+            );
+        }
+        // A peer whose certificates could not be looked up in a list would not have got past the handshake.
+        out.push_str(
+            "# HELP istio_crl_untracked_connections Connections that a list could not be applied to.\n",
+        );
+        out.push_str(
+            "# TYPE istio_crl_untracked_connections counter\nistio_crl_untracked_connections_total 0\n",
+        );
         out.push_str("# HELP ambit_policy_dry_run What policies that are only tried out would have done.\n");
         out.push_str("# TYPE ambit_policy_dry_run counter\n");
         for ((policy, outcome), count) in self.dry_run.lock().iter() {
@@ -343,17 +161,42 @@ impl Flows {
 }
 
 impl Flow {
+    /// What is known of it by now.
+    fn opening(&self) -> &Opening {
+        self.answered.get().unwrap_or(&self.first)
+    }
+
+    /// Its counters; opened with the first use.
+    fn series(&self) -> &Arc<Series> {
+        self.series.get_or_init(|| {
+            let opening = self.opening();
+            let series = self.flows.registry.get(opening.labels());
+            series.opened.fetch_add(1, Ordering::Relaxed);
+            log::opened(opening, &series);
+            series
+        })
+    }
+
     /// Bytes can move from now on; `peer` is who the other end of the tunnel proved to be, where that is news.
     pub(crate) fn established(&self, peer: Option<&Identity>) {
         let Some(table) = &self.flows.reports else { return };
         self.lane.get_or_init(|| {
-            let lane =
-                table.lane(self.opening.pair(peer, reports::Verdict::Allowed, self.opening.facts.plaintext));
+            let opening = self.opening();
+            let why = Cow::Borrowed(opening.facts.plaintext);
+            let lane = table.lane(opening.pair(peer, reports::Verdict::Allowed, why));
             if let Some(lane) = &lane {
                 lane.opened();
             }
             lane
         });
+    }
+
+    /// The same for a flow whose labels were not known before: whoever serves it proved to be `peer` and may have
+    /// described itself.
+    pub(crate) fn answered(&self, by: Option<&hbone::Baggage>, peer: &Identity) {
+        let _ = self.answered.set(self.first.answered(by, peer));
+        self.series();
+        self.established(Some(peer));
     }
 
     fn report_end(&self, failure: Option<&Failure>) {
@@ -372,7 +215,8 @@ impl Flow {
                     ResponseFlag::Deny => reports::Verdict::Denied,
                     _ => reports::Verdict::Failed,
                 };
-                let mut pair = self.opening.pair(None, verdict, flag.as_str());
+                let why = failure.why().map_or(Cow::Borrowed(flag.as_str()), Cow::Owned);
+                let mut pair = self.opening().pair(None, verdict, why);
                 pair.policy = failure.policy();
                 if let Some(lane) = table.lane(pair) {
                     lane.failed();
@@ -388,15 +232,19 @@ impl Flow {
         }
         let flag = result.err().map_or(ResponseFlag::None, Failure::flag);
         self.report_end(result.err());
+        if let Err(failure) = result {
+            self.flows.note_revoked(self.first.reporter, failure);
+        }
         self.end(flag, result.err().map(ToString::to_string));
     }
 
     fn end(&self, flag: ResponseFlag, error: Option<String>) {
-        self.series.close(flag);
-        self.flows.registry.touch(&self.series);
-        self.flows.sockets[self.opening.reporter as usize].fetch_sub(1, Ordering::Relaxed);
+        let (opening, series) = (self.opening(), self.series());
+        series.close(flag);
+        self.flows.registry.touch(series);
+        self.flows.sockets[opening.reporter as usize].fetch_sub(1, Ordering::Relaxed);
         let bytes = (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed));
-        log::complete(&self.opening, &self.series, bytes, self.since.elapsed(), error.as_deref());
+        log::complete(opening, series, bytes, self.since.elapsed(), error.as_deref());
     }
 }
 
@@ -412,7 +260,7 @@ impl Drop for Flow {
 impl Meter for Flow {
     fn client_to_server(&self, bytes: u64) {
         self.up.fetch_add(bytes, Ordering::Relaxed);
-        self.series.received.fetch_add(bytes, Ordering::Relaxed);
+        self.series().received.fetch_add(bytes, Ordering::Relaxed);
         if let Some(Some(lane)) = self.lane.get() {
             lane.received(bytes);
         }
@@ -420,7 +268,7 @@ impl Meter for Flow {
 
     fn server_to_client(&self, bytes: u64) {
         self.down.fetch_add(bytes, Ordering::Relaxed);
-        self.series.sent.fetch_add(bytes, Ordering::Relaxed);
+        self.series().sent.fetch_add(bytes, Ordering::Relaxed);
         if let Some(Some(lane)) = self.lane.get() {
             lane.sent(bytes);
         }

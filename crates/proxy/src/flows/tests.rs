@@ -1,4 +1,6 @@
-use mesh::{Call, NetworkAddress, ServiceKey, Tunnel, View, decide};
+use std::net::SocketAddr;
+
+use mesh::{Call, NetworkAddress, Service, ServiceKey, Tunnel, View, Workload, decide};
 use proptest::prelude::*;
 
 use super::*;
@@ -150,4 +152,81 @@ proptest! {
         let plain = text.replace("\\\\", "").replace("\\\"", "");
         prop_assert!(!plain.contains('"'));
     }
+}
+
+#[test]
+fn behind_a_gateway_a_flow_counts_under_the_labels_of_whoever_answers() {
+    let flows = Arc::new(Flows::default());
+    let source = workload("a", [10, 0, 0, 1]);
+    let mut view = View::default();
+    view.insert_workload(workload("b", [10, 0, 0, 2]));
+    let late = || Opening { late: true, ..opening("10.0.0.2:80".parse().unwrap(), &view) };
+    let far: Identity = "spiffe://cluster.local/ns/west/sa/web".parse().unwrap();
+    let baggage = hbone::Baggage {
+        namespace: Some("west".into()),
+        service: Some("web".into()),
+        ..hbone::Baggage::of(&source)
+    };
+    let flow = flows.open(late());
+    assert!(!text(&flows).contains("istio_tcp_connections_opened_total{"), "nobody has answered yet");
+    flow.answered(Some(&baggage), &far);
+    flow.server_to_client(7);
+    flow.close(Ok(()));
+    let said = text(&flows);
+    let line = |name: &str| {
+        said.lines().find(|line| line.starts_with(&format!("{name}_total{{"))).unwrap().to_owned()
+    };
+    for name in ["istio_tcp_connections_opened", "istio_tcp_sent_bytes", "istio_tcp_connections_closed"] {
+        let line = line(name);
+        assert!(line.contains("destination_canonical_service=\"web\""), "{line}");
+        assert!(line.contains("destination_workload_namespace=\"west\""), "{line}");
+        assert!(line.contains("destination_principal=\"spiffe://cluster.local/ns/west/sa/web\""), "{line}");
+    }
+    // Nobody described itself; nobody answered at all.
+    let flows = Arc::new(Flows::default());
+    let flow = flows.open(late());
+    flow.answered(None, &far);
+    flow.close(Ok(()));
+    assert!(text(&flows).contains("destination_workload=\"unknown\""));
+    let flow = flows.open(late());
+    flow.close(Err(&Failure::Abandoned));
+    assert_eq!(
+        text(&flows).matches("istio_tcp_connections_opened_total{").count(),
+        2,
+        "counted all the same"
+    );
+}
+
+#[test]
+fn a_refused_connection_is_told_to_the_observer_with_both_ends_and_its_reason() {
+    let table = Arc::new(reports::Table::default());
+    let flows = Flows::reporting(table.clone());
+    let (mut view, source) = (View::default(), workload("a", [10, 0, 0, 1]));
+    view.insert_workload(workload("b", [10, 0, 0, 2]));
+    let pod =
+        crate::pods::PodInfo { name: "a-1".into(), namespace: "shop".into(), service_account: "a".into() };
+    let failure = Failure::Undiscovered { what: "x".into() };
+    let refused = |reporter, own, src: &str, dst: &str| {
+        let it = Refused {
+            reporter,
+            pod: &pod,
+            own,
+            src: src.parse().unwrap(),
+            dst: Some(dst.parse().unwrap()),
+            failure: &failure,
+        };
+        flows.refused(&view, &it);
+        let rows = table.take(false).rows;
+        assert_eq!((rows.len(), rows[0].1.failed), (1, 1));
+        rows[0].0.pair.clone()
+    };
+    let pair = refused(Reporter::Source, Some(&source), "10.0.0.1:5000", "10.0.0.2:80");
+    assert_eq!((&*pair.source.pod, &*pair.destination.pod, &*pair.reason), ("a-1", "b-1", "undiscovered"));
+    assert_eq!((pair.port, &*pair.service.namespace, pair.verdict), (80, "shop", reports::Verdict::Failed));
+    // Not even the control plane knows the pod: its name is the agent's.
+    let pair = refused(Reporter::Destination, None, "10.0.0.2:5000", "10.0.0.1:15008");
+    assert_eq!(
+        (&*pair.source.pod, &*pair.destination.pod, &*pair.destination.namespace),
+        ("b-1", "a-1", "shop")
+    );
 }

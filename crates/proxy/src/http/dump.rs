@@ -1,10 +1,16 @@
 //! The configuration dump, in the shape that `istioctl ztunnel-config` reads (reference/enrolment.md §6.2).
 
+mod config;
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
 use base64::Engine;
 use hbone::Credential;
 use mesh::{
     Action, Clause, Gateway, Health, HealthPolicy, IpFamilies, LoadBalancingMode, Match, NetworkMode, Policy,
-    RoutingScope, Rule, Scope, Service, StringMatch, Tunnel, View, Visibility, Workload, WorkloadType,
+    RoutingScope, Rule, Scope, Service, ServiceKey, StringMatch, Tunnel, View, Visibility, Workload,
+    WorkloadType,
 };
 use serde_json::{Map, Value, json};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -25,14 +31,22 @@ pub(super) fn dump(context: &Context) -> Value {
         "workloads": workloads.into_iter().map(|w| workload(w)).collect::<Vec<_>>(),
         "services": services.into_iter().map(|s| service(&view, s)).collect::<Vec<_>>(),
         "policies": policies.into_iter().map(|p| policy(p)).collect::<Vec<_>>(),
-        "stagedServices": {},
-        "staticConfig": { "workloads": [], "services": [], "policies": [] },
+        "stagedServices": staged(&view),
+        "staticConfig": {
+            "workloads": context.local.workloads.iter().map(workload).collect::<Vec<_>>(),
+            "services": context.local.services.iter().map(|s| service(&view, s)).collect::<Vec<_>>(),
+            "policies": context.local.policies.iter().map(policy).collect::<Vec<_>>(),
+        },
         "version": {
             "version": env!("CARGO_PKG_VERSION"),
+            "gitRevision": option_env!("AMBIT_GIT_REVISION").unwrap_or("unknown"),
+            "rustVersion": env!("CARGO_PKG_RUST_VERSION"),
             "buildProfile": if cfg!(debug_assertions) { "debug" } else { "release" },
+            "buildStatus": option_env!("AMBIT_BUILD_STATUS").unwrap_or("unknown"),
+            "istioVersion": "unknown",
             "cryptoProvider": "aws-lc",
         },
-        "config": context.config,
+        "config": config::shape(&context.config),
         "certificates": certificates(context),
         "workloadState": pods(context),
     })
@@ -132,17 +146,28 @@ fn workload(w: &Workload) -> Value {
     merge(always, sometimes)
 }
 
+/// The endpoints of a service, by the uid of the workload.
+fn endpoints(view: &View, key: &ServiceKey) -> Map<String, Value> {
+    let endpoint = |w: &std::sync::Arc<Workload>| {
+        let ports = w.services.get(key).into_iter().flatten();
+        let ports = ports.map(|port| (port.service_port.to_string(), json!(port.target_port)));
+        let status = if w.health == Health::Healthy { "Healthy" } else { "Unhealthy" };
+        let ports: Map<String, Value> = ports.collect();
+        (w.uid.to_string(), json!({ "workloadUid": &*w.uid, "port": ports, "status": status }))
+    };
+    view.endpoints(key).map(endpoint).collect()
+}
+
+/// Endpoints whose service nobody has told of yet.
+fn staged(view: &View) -> Value {
+    let named: BTreeSet<&ServiceKey> =
+        view.workloads().flat_map(|workload| workload.services.keys()).collect();
+    let staged = named.into_iter().filter(|key| view.service(key).is_none());
+    staged.map(|key| (key.to_string(), endpoints(view, key).into())).collect::<Map<_, _>>().into()
+}
+
 fn service(view: &View, s: &Service) -> Value {
-    let endpoints: Map<String, Value> = view
-        .endpoints(&s.key)
-        .map(|w| {
-            let ports = w.services.get(&s.key).into_iter().flatten();
-            let ports = ports.map(|port| (port.service_port.to_string(), json!(port.target_port)));
-            let status = if w.health == Health::Healthy { "Healthy" } else { "Unhealthy" };
-            let ports: Map<String, Value> = ports.collect();
-            (w.uid.to_string(), json!({ "workloadUid": &*w.uid, "port": ports, "status": status }))
-        })
-        .collect();
+    let endpoints = endpoints(view, &s.key);
     let ports: Map<String, Value> =
         s.ports.iter().map(|p| (p.service_port.to_string(), json!(p.target_port.unwrap_or(0)))).collect();
     let cidrs =
@@ -263,9 +288,18 @@ fn certificates(context: &Context) -> Value {
             }
         };
         let base = json!({ "identity": identity.to_string(), "state": text, "certChain": chain, "rootCerts": roots });
-        merge(base, sparse(vec![("renewalFailing", json!(failing))]))
+        let since = failing.as_ref().map(|failing| moment(failing.since));
+        let why = failing.map(|failing| failing.reason);
+        merge(base, sparse(vec![("renewalFailing", json!(why)), ("renewalFailingSince", json!(since))]))
     };
     context.certs.snapshot().into_iter().map(entry).collect::<Vec<_>>().into()
+}
+
+/// RFC 3339, seconds.
+fn moment(time: SystemTime) -> String {
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let stamp = jiff::Timestamp::from_second(i64::try_from(seconds).unwrap_or_default());
+    stamp.map(|stamp| stamp.to_string()).unwrap_or_default()
 }
 
 fn certificate(der: &rustls_pki_types::CertificateDer<'static>) -> Value {

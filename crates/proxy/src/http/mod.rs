@@ -2,6 +2,7 @@
 
 mod admin;
 mod dump;
+mod process;
 mod stats;
 
 use std::io;

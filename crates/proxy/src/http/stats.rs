@@ -10,7 +10,6 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 
 use super::Shown;
-use crate::flows::escape;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
@@ -54,6 +53,8 @@ pub(super) fn encode(shown: &Shown, open: bool) -> String {
     let mut out = String::with_capacity(64 << 10);
     shown.context.flows.encode(&mut out);
     shown.context.dns.encode(&mut out);
+    shown.context.hostnames.encode(&mut out);
+    shown.xds.encode(&mut out);
     if let Some(reports) = &shown.context.reports {
         reports.encode(&mut out);
     }
@@ -99,39 +100,23 @@ fn own(shown: &Shown, out: &mut String) {
     gauge("workload_manager_active_proxy_count", "Pods that are served", "", active);
     gauge("workload_manager_pending_proxy_count", "Pods that could not be served yet", "", pending);
     gauge("ambit_series", "Label sets of the flow metrics", "", context.flows.series() as u64);
-    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
-        gauge("process_open_fds", "Open file descriptors", "", open.count() as u64);
+    for (name, help, value) in super::process::gauges() {
+        gauge(name, help, "", value);
     }
-    if let Some(bytes) = resident_bytes() {
-        gauge("process_resident_memory_bytes", "Resident memory", "", bytes);
+    if let Some(seconds) = super::process::cpu_seconds() {
+        let name = "process_cpu_seconds";
+        let _ = writeln!(
+            out,
+            "# HELP {name} Processor time used, user and system.\n# TYPE {name} counter\n{name}_total {seconds}"
+        );
     }
     let (started, stopped) = context.stats.pods();
-    let terminations = shown.xds.terminations.load(std::sync::atomic::Ordering::Relaxed);
     for (name, help, value) in [
         ("workload_manager_proxies_started", "Pods served so far", started),
         ("workload_manager_proxies_stopped", "Pods no longer served", stopped),
-        ("istio_xds_connection_terminations", "Streams from the control plane that ended", terminations),
     ] {
         let _ = writeln!(out, "# HELP {name} {help}.\n# TYPE {name} counter\n{name}_total {value}");
     }
-    let messages = shown.xds.messages.lock();
-    for (name, help, bytes) in [
-        ("istio_xds_message", "Messages from the control plane", false),
-        ("istio_xds_message_bytes", "Bytes of messages from the control plane", true),
-    ] {
-        let _ = writeln!(out, "# HELP {name} {help}.\n# TYPE {name} counter");
-        for (url, counts) in messages.iter() {
-            let _ = write!(out, "{name}_total{{url=\"");
-            escape(out, url);
-            let _ = writeln!(out, "\"}} {}", if bytes { counts.1 } else { counts.0 });
-        }
-    }
-}
-
-fn resident_bytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    Some(pages * 4096)
 }
 
 #[cfg(test)]

@@ -101,8 +101,8 @@ async fn through_gateway(
     let credential = context.certs.get(&source.identity).await?;
     let tunnel =
         hbone::Tunnel::handshake(near, route.hop, &credential, &inner.expect, &context.settings).await?;
-    let mut upstream = tunnel.open(&head).await?.stream;
-    flow.established(Some(tunnel.identity()));
+    let hbone::Opened { stream: mut upstream, baggage } = tunnel.open(&head).await?;
+    flow.answered(baggage.as_ref(), tunnel.identity());
     let socket = socket.take().and_then(|socket| tokio::net::TcpStream::from_std(socket.into()));
     let socket = socket.map_err(Failure::Copy)?;
     let mut client = Tcp::new(&socket);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hbone::Forwarded;
-use mesh::{Connection, Service, Verdict, View, Workload, authorize, dry_run};
+use mesh::{Connection, Service, Verdict, View, Workload, authorize, dry_run, unproven};
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
@@ -43,7 +43,13 @@ pub(super) async fn permit(context: &Context, pod: &Pod, connection: &Connection
     let verdict = verdict.or_else(|| judge(&context.views.load()));
     let verdict = verdict.unwrap_or_else(|| Verdict::Unknown(Vec::new()));
     log_verdict(context, connection, &verdict);
-    if verdict.is_allowed() { Ok(()) } else { Err(Failure::Denied(verdict)) }
+    if verdict.is_allowed() {
+        return Ok(());
+    }
+    let view = context.views.load();
+    let workload = pod.find(&view, node);
+    let unproven = workload.and_then(|workload| unproven(&view, &workload, connection, &verdict));
+    Err(Failure::Denied(verdict, unproven))
 }
 
 /// Counts and logs what policies that are only tried out would have done.

@@ -87,6 +87,7 @@ fn dial(
         let (context, sockets, worker) = (context.clone(), sockets.clone(), worker.clone());
         Box::pin(async move {
             let credential = context.certs.get(&key.source).await?;
+            let until = credential.validity().not_after;
             let (hop, expected, settings) = (key.hop, key.expected.clone(), context.settings.clone());
             let failed = move |error| PoolError::Connect(Arc::new(ConnectError::Failed { to: hop, error }));
             let handshake = Handle::current().spawn(async move {
@@ -100,6 +101,7 @@ fn dial(
             let (stream, secured) = handshake.await.map_err(|_| PoolError::Closed)??;
             let settings = &context.settings;
             let tunnel = worker.adopt(stream.into(), secured, hop, Role::Client, settings).map_err(failed)?;
+            tunnel.retire_at(until);
             let within = settings.handshake_timeout;
             match tokio::time::timeout(within, tunnel.answered()).await {
                 Ok(Ok(())) => Ok(tunnel),

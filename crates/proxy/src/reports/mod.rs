@@ -11,7 +11,7 @@ mod table;
 
 use std::fmt::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -21,8 +21,10 @@ use outbox::Outbox;
 pub(crate) use stream::Observer;
 pub(crate) use table::{End, Lane, Pair, Security, Table, Verdict};
 
-/// How often counts are taken.
+/// How often counts are taken, unless the observer wants them more rarely.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// However rarely it wants them: the graph is to be of today.
+const MAX_INTERVAL: Duration = Duration::from_secs(60);
 /// How long the end of the process waits for the last batch.
 const LAST_WORDS: Duration = Duration::from_millis(1500);
 
@@ -38,6 +40,8 @@ struct Inner {
     connected: AtomicBool,
     acknowledged: AtomicU64,
     refused: AtomicU64,
+    /// How often the observer wants counts, milliseconds.
+    interval_ms: AtomicU32,
 }
 
 impl Reports {
@@ -50,6 +54,7 @@ impl Reports {
             connected: AtomicBool::new(false),
             acknowledged: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            interval_ms: AtomicU32::new(0),
         }))
     }
 
@@ -61,14 +66,20 @@ impl Reports {
     /// Takes counts each second and brings them to `observer`, for ever.
     pub(crate) async fn run(self, observer: Observer) {
         let collecting = async {
-            let mut turn = tokio::time::interval(INTERVAL);
-            turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+            let mut next = tokio::time::Instant::now();
             loop {
-                turn.tick().await;
+                tokio::time::sleep_until(next).await;
                 self.collect();
+                // What was missed is not made up for: the counters have gone on.
+                next = (next + self.interval()).max(tokio::time::Instant::now());
             }
         };
         tokio::join!(collecting, observer.serve(&self));
+    }
+
+    fn interval(&self) -> Duration {
+        let wanted = Duration::from_millis(self.0.interval_ms.load(Ordering::Relaxed).into());
+        wanted.clamp(INTERVAL, MAX_INTERVAL)
     }
 
     fn collect(&self) {

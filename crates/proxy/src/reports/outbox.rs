@@ -45,13 +45,28 @@ struct Stored {
 }
 
 /// What one stream has been told so far.
-#[derive(Default)]
 pub(super) struct Dictionary {
     workloads: HashMap<End, u32>,
     pairs: HashSet<u32>,
+    /// As many pairs as the observer keeps.
+    max_pairs: usize,
 }
 
 impl Dictionary {
+    /// The observer keeps so many pairs; 0: it does not say.
+    pub(super) fn bounded(max_pairs: u32) -> Self {
+        let max_pairs = match max_pairs {
+            0 => usize::MAX,
+            some => usize::try_from(some).unwrap_or(usize::MAX),
+        };
+        Self { workloads: HashMap::new(), pairs: HashSet::new(), max_pairs }
+    }
+
+    /// Whether the stream knows the pair; whether it may learn of it otherwise.
+    fn may_name(&self, pair: u32) -> bool {
+        self.pairs.contains(&pair) || self.pairs.len() < self.max_pairs
+    }
+
     /// Workloads that the stream has been told of; they cannot be taken back.
     pub(super) fn workloads(&self) -> usize {
         self.workloads.len()
@@ -147,7 +162,9 @@ impl Outbox {
     /// The next batch to send, with the definitions that the stream lacks.
     pub(super) fn next(&mut self, dictionary: &mut Dictionary, table: &Table) -> Option<flow::Batch> {
         while let Some(stored) = self.waiting.get(self.sent) {
-            let batch = stored.encode(dictionary, self.lost(table));
+            let (batch, left_out) = stored.encode(dictionary, self.lost(table));
+            // Not sent in vain: it would refuse them.
+            self.dropped.rows += left_out;
             if prost::Message::encoded_len(&batch) <= MAX_MESSAGE {
                 self.sent += 1;
                 return Some(batch);
@@ -162,7 +179,9 @@ impl Outbox {
 }
 
 impl Stored {
-    fn encode(&self, dictionary: &mut Dictionary, dropped: flow::Dropped) -> flow::Batch {
+    /// The batch, and how many rows had no place in it.
+    fn encode(&self, dictionary: &mut Dictionary, dropped: flow::Dropped) -> (flow::Batch, u64) {
+        let mut left_out = 0;
         let mut batch = flow::Batch {
             sequence: self.sequence,
             from_ms: self.from,
@@ -172,6 +191,10 @@ impl Stored {
             ..flow::Batch::default()
         };
         for (lane, counts) in &self.rows {
+            if !dictionary.may_name(lane.id) {
+                left_out += 1;
+                continue;
+            }
             if dictionary.pairs.insert(lane.id) {
                 let source = define(&mut dictionary.workloads, &lane.pair.source, &mut batch);
                 let destination = define(&mut dictionary.workloads, &lane.pair.destination, &mut batch);
@@ -191,7 +214,7 @@ impl Stored {
         }
         batch.forgotten_pairs =
             self.forgotten.iter().copied().filter(|id| dictionary.pairs.remove(id)).collect();
-        batch
+        (batch, left_out)
     }
 }
 
@@ -249,7 +272,7 @@ fn definition(id: u32, pair: &Pair, source: u32, destination: u32) -> flow::Pair
             Verdict::Failed => flow::Verdict::Failed,
         }
         .into(),
-        reason: pair.reason.to_owned(),
+        reason: pair.reason.clone().into_owned(),
         policy: pair.policy.to_string(),
     }
 }

@@ -93,13 +93,14 @@ impl Observer {
             Some(from_observer::Message::Welcome(welcome)) => welcome,
             _ => return Err("it did not say welcome first".into()),
         };
-        let Welcome { known, applied, .. } = welcome;
-        tracing::info!(observer = self.address, known, applied, "flows are reported");
+        let Welcome { known, applied, max_pairs, interval_ms, .. } = welcome;
+        tracing::info!(observer = self.address, known, applied, max_pairs, interval_ms, "flows are reported");
         reports.0.outbox.lock().welcome(known, applied);
+        reports.0.interval_ms.store(interval_ms, Ordering::Relaxed);
         reports.0.connected.store(true, Ordering::Relaxed);
         (*pause, *said) = (FIRST_RETRY, String::new());
 
-        let mut dictionary = Dictionary::default();
+        let mut dictionary = Dictionary::bounded(max_pairs);
         while dictionary.workloads() < MAX_WORKLOADS {
             let unsent = reports.0.outbox.lock().has_unsent();
             tokio::select! {

@@ -3,6 +3,7 @@
 //! A connection looks its pair up once, when it is established; from then on it only adds to atomics. The table is
 //! bounded: what finds no room is counted as dropped.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -66,7 +67,7 @@ pub(crate) struct Pair {
     pub(crate) port: u16,
     pub(crate) security: Security,
     pub(crate) verdict: Verdict,
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Cow<'static, str>,
     pub(crate) policy: Arc<str>,
 }
 

@@ -5,7 +5,9 @@
 //! that was known before is kept. After a lost stream everything known is named to the server, which sends only
 //! what has changed. What is known stays in force while the control plane is away.
 
+mod demand;
 mod known;
+mod stats;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,7 +26,9 @@ use crate::ready::Pending;
 use crate::views::Views;
 use known::Known;
 
+pub(crate) use demand::{Demand, WAIT as DISCOVERY_WAIT};
 pub use known::exercise;
+pub(crate) use stats::{End, Stats};
 
 /// Istio's control plane refuses nothing smaller; a mesh of 100,000 workloads comes in one message.
 const MAX_MESSAGE: usize = 200 << 20;
@@ -33,17 +37,8 @@ const LAST_RETRY: Duration = Duration::from_secs(15);
 /// The stream itself is silent for long; HTTP/2 PINGs watch the connection.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Counters of the client.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Streams that ended.
-    pub terminations: std::sync::atomic::AtomicU64,
-    /// Messages received, for each type.
-    pub messages: parking_lot::Mutex<BTreeMap<String, (u64, u64)>>,
-}
-
 /// The client. [`Client::run`] is its life.
-pub struct Client {
+pub(crate) struct Client {
     connector: Connector,
     node: Node,
     known: Known,
@@ -52,21 +47,29 @@ pub struct Client {
     answered: BTreeSet<&'static str>,
     stats: Arc<Stats>,
     retry: Duration,
+    demand: Demand,
 }
 
-/// Both subscriptions are to everything.
+/// Both subscriptions are to everything; that to addresses is to names where the mesh is not followed as a whole.
 const TYPES: [&str; 2] = [wire::type_url::ADDRESS, wire::type_url::AUTHORIZATION];
 
 impl Client {
-    /// A client of the control plane that `config` names; nothing when it is switched off. The receiver tells the
-    /// identities of this node's workloads.
-    pub fn new(
+    /// A client of the control plane that `config` names; nothing when it is switched off. What `local` holds is known
+    /// from the start. The receiver tells the identities of this node's workloads.
+    pub(crate) fn new(
         config: &Config,
+        local: wire::Local,
         views: Views,
+        demand: Demand,
         ready: Pending,
         stats: Arc<Stats>,
     ) -> (Option<Self>, watch::Receiver<Arc<BTreeSet<Identity>>>) {
-        let (known, local) = Known::new(config.node.as_deref());
+        let (mut known, identities) = Known::new(config.node.as_deref());
+        if demand.is_on() {
+            known.on_demand();
+        }
+        known.take_in(local);
+        views.publish(known.view());
         let client = config.xds.clone().map(|remote| Self {
             connector: Connector::new(remote, config.cluster_id.clone()),
             node: node(config),
@@ -76,19 +79,20 @@ impl Client {
             answered: BTreeSet::new(),
             stats,
             retry: FIRST_RETRY,
+            demand,
         });
-        (client, local)
+        (client, identities)
     }
 
     /// Stays connected for ever.
-    pub async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         loop {
             let ended = self.session().await;
-            self.stats.terminations.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.stats.ended(ended.0);
             let address = self.connector.address();
             match ended {
-                Ended::Closed => tracing::debug!(address, "the control plane closed the stream"),
-                Ended::Failed(reason) => tracing::warn!(address, reason, "no stream from the control plane"),
+                Ended(_, None) => tracing::debug!(address, "the control plane closed the stream"),
+                Ended(_, Some(reason)) => tracing::warn!(address, reason, "no stream from the control plane"),
             }
             let pause = self.retry.mul_f64(0.8 + 0.4 * rand::random::<f64>());
             tokio::time::sleep(pause).await;
@@ -100,30 +104,50 @@ impl Client {
         let opened = tokio::time::timeout(OPEN_TIMEOUT, self.open()).await;
         let (requests, mut responses) = match opened {
             Ok(Ok(stream)) => stream,
-            Ok(Err(reason)) => return Ended::Failed(reason),
-            Err(_) => return Ended::Failed(format!("no answer within {OPEN_TIMEOUT:?}")),
+            Ok(Err(reason)) => return Ended(End::ConnectionError, Some(reason)),
+            Err(_) => return Ended(End::ConnectionError, Some(format!("no answer within {OPEN_TIMEOUT:?}"))),
         };
         loop {
-            match responses.message().await {
-                Ok(Some(response)) => {
-                    self.retry = FIRST_RETRY;
-                    let Some(answer) = self.receive(response) else { continue };
-                    if requests.send(answer).await.is_err() {
-                        return Ended::Closed;
+            let answer = tokio::select! {
+                message = responses.message() => match message {
+                    Ok(Some(response)) => {
+                        self.retry = FIRST_RETRY;
+                        self.receive(response)
                     }
+                    Ok(None) => return Ended(End::Complete, None),
+                    // How a server ends a stream that has lived long enough.
+                    Err(status) if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) => {
+                        return Ended(End::Reconnect, None);
+                    }
+                    Err(status) => return Ended(End::Error, Some(text_of(&status))),
+                },
+                () = self.demand.news() => {
+                    self.known.ask(self.demand.take());
+                    None
                 }
-                Ok(None) => return Ended::Closed,
-                // How a server ends a stream that has lived long enough.
-                Err(status) if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) => {
-                    return Ended::Closed;
+            };
+            for request in answer.into_iter().chain(self.questions()) {
+                if requests.send(request).await.is_err() {
+                    return Ended(End::Complete, None);
                 }
-                Err(status) => return Ended::Failed(text_of(&status)),
             }
         }
     }
 
+    /// What the control plane has not been asked yet.
+    fn questions(&mut self) -> Option<DeltaDiscoveryRequest> {
+        let (subscribe, unsubscribe) = self.known.questions()?;
+        tracing::debug!(subscribe = subscribe.len(), unsubscribe = unsubscribe.len(), "asking by name");
+        Some(DeltaDiscoveryRequest {
+            type_url: wire::type_url::ADDRESS.to_owned(),
+            resource_names_subscribe: subscribe,
+            resource_names_unsubscribe: unsubscribe,
+            ..DeltaDiscoveryRequest::default()
+        })
+    }
+
     async fn open(
-        &self,
+        &mut self,
     ) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, tonic::Streaming<DeltaDiscoveryResponse>), String> {
         let roots = self.connector.roots().await.map_err(|error| error.to_string())?;
         let channel = self.connector.connect(roots.as_deref()).await.map_err(|error| error.to_string())?;
@@ -131,12 +155,19 @@ impl Client {
         // Both are queued before the headers of the answer are waited for: Istio's control plane sends those only
         // with its first message.
         for type_url in TYPES {
-            let request = DeltaDiscoveryRequest {
+            let mut request = DeltaDiscoveryRequest {
                 node: Some(self.node.clone()),
                 type_url: type_url.to_owned(),
                 initial_resource_versions: self.known.versions(type_url),
                 ..DeltaDiscoveryRequest::default()
             };
+            if type_url == wire::type_url::ADDRESS && self.demand.is_on() {
+                self.known.ask(self.demand.take());
+                let names = self.known.all_questions().unwrap_or_default();
+                // Everything, and not everything: nothing but what is named (reference/control-plane.md §3.4).
+                request.resource_names_subscribe = std::iter::once("*".to_owned()).chain(names).collect();
+                request.resource_names_unsubscribe = vec!["*".to_owned()];
+            }
             requests.try_send(request).map_err(|error| error.to_string())?;
         }
         let request =
@@ -150,13 +181,7 @@ impl Client {
     /// Takes a response in; the answer is an ACK or a NACK.
     fn receive(&mut self, response: DeltaDiscoveryResponse) -> Option<DeltaDiscoveryRequest> {
         let type_url = TYPES.into_iter().find(|known| *known == response.type_url)?;
-        {
-            let size = prost::Message::encoded_len(&response) as u64;
-            let mut messages = self.stats.messages.lock();
-            let counts = messages.entry(type_url.to_owned()).or_default();
-            counts.0 += 1;
-            counts.1 += size;
-        }
+        self.stats.received(type_url, prost::Message::encoded_len(&response) as u64);
         let nonce = response.nonce.clone();
         let (resources, removed) = (response.resources.len(), response.removed_resources.len());
         let rejected = self.known.apply(type_url, response);
@@ -181,10 +206,8 @@ impl Client {
     }
 }
 
-enum Ended {
-    Closed,
-    Failed(String),
-}
+/// How a stream ended, and why if that is worth a warning.
+struct Ended(End, Option<String>);
 
 /// Who we are, in the form that Istio's control plane demands.
 fn node(config: &Config) -> Node {

@@ -13,6 +13,9 @@ use super::Known;
 /// asks the view for decisions. Panics where a promise is broken.
 pub fn exercise<'a>(responses: impl IntoIterator<Item = (bool, &'a [u8])>) {
     let (mut known, _identities) = Known::new(None);
+    // The same for a proxy that asks by name, and has asked for what is taken away.
+    let (mut named, _identities) = Known::new(None);
+    named.on_demand();
     let mut last = None;
     for (policies, bytes) in responses {
         let Ok(response) = DeltaDiscoveryResponse::decode(bytes) else { continue };
@@ -20,6 +23,11 @@ pub fn exercise<'a>(responses: impl IntoIterator<Item = (bool, &'a [u8])>) {
         let offered = response.resources.len();
         let rejected = known.apply(type_url, response.clone());
         assert!(rejected.len() <= offered, "refused what was not offered");
+        named.ask(response.removed_resources.iter().filter_map(|name| name.parse().ok()));
+        named.apply(type_url, response.clone());
+        for lookup in response.removed_resources.iter().filter_map(|name| name.parse().ok()) {
+            assert!(!named.view().lacks(&lookup), "an answer that leaves its question open");
+        }
         assert!(known.versions(type_url).len() <= known_objects(&known), "a version of nothing");
         last = Some((type_url, response));
     }
@@ -30,6 +38,7 @@ pub fn exercise<'a>(responses: impl IntoIterator<Item = (bool, &'a [u8])>) {
     known.apply(type_url, again);
     assert!(count(&known.view()) >= before, "the same again takes nothing away");
     judge(&known.view());
+    judge(&named.view());
 }
 
 fn known_objects(known: &Known) -> usize {
