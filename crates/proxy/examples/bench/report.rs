@@ -73,7 +73,8 @@ impl Report {
                 print!(" ({}, {cpu})", ratio.trim());
             }
             if let (Some(p50), Some(p99)) = (samples[0].p50, samples[0].p99) {
-                print!(" p50 {p50:.0} p99 {p99:.0}");
+                let p999 = samples[0].p999.map_or(String::new(), |p999| format!(" p99.9 {p999:.0}"));
+                print!(" p50 {p50:.0} p99 {p99:.0}{p999}");
             }
         }
         println!();
