@@ -36,9 +36,9 @@ impl Space {
 
     /// A program inside.
     pub fn command(&self, program: &std::path::Path) -> Command {
-        let mut command = Command::new("ip");
-        // Replaced by the program, so that the child is the program.
-        command.args(["netns", "exec", &self.name]).arg(program);
+        // Each is replaced by the next, so that the child is the program; it does not outlive us.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "ip", "netns", "exec", &self.name]).arg(program);
         command
     }
 }
@@ -46,6 +46,28 @@ impl Space {
 impl Drop for Space {
     fn drop(&mut self) {
         let _ = sh(&format!("ip netns del {}", self.name));
+    }
+}
+
+/// Takes away what a run has left that was killed.
+pub fn sweep(prefix: &str) {
+    let names = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    for name in names.filter_map(|entry| entry.file_name().into_string().ok()) {
+        let pid = name
+            .strip_prefix(prefix)
+            .and_then(|rest| rest.split('-').next())
+            .and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = sh(&format!("ip netns del {name}"));
+        }
+    }
+}
+
+/// As many descriptors as we may have, for us and our children.
+pub fn many_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 
@@ -102,6 +124,17 @@ pub fn cpu(pid: u32) -> f64 {
         total += nanos / 1e9;
     }
     total
+}
+
+/// Seconds that all processors of the machine were busy.
+pub fn machine() -> f64 {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = text.lines().next().unwrap_or_default();
+    let ticks: Vec<f64> = line.split_whitespace().skip(1).filter_map(|number| number.parse().ok()).collect();
+    // All but idle and waiting for disks; guests are counted as users already.
+    let busy: f64 =
+        ticks.iter().take(8).enumerate().filter(|(at, _)| *at != 3 && *at != 4).map(|(_, ticks)| ticks).sum();
+    busy / 100.0
 }
 
 /// Resident memory in KiB.
