@@ -143,7 +143,10 @@ fn measure(lane: &Lane, figure: &Figure, seconds: f64, round: usize) -> anyhow::
 pub fn sample(lane: &Lane, args: &[String]) -> anyhow::Result<Sample> {
     let (busy, before) = (machine(), lane.worker().map(cpu));
     let mut load = lane.load(args)?;
-    let said: Value = serde_json::from_str(&load.line()?)?;
+    let line = load
+        .line()
+        .map_err(|error| error.context(format!("{} over {}: {}", args[0], lane.name, lane.said())))?;
+    let said: Value = serde_json::from_str(&line)?;
     let used = lane.worker().map(cpu).zip(before).map(|(after, before)| after - before);
     let busy = machine() - busy;
     load.finish()?;

@@ -64,6 +64,7 @@ pub struct Lane {
     pub servers: Vec<(Space, String)>,
     _serve: Part,
     program: Option<PathBuf>,
+    log: PathBuf,
     proxy: Option<Proxy>,
     relay: Option<Part>,
 }
@@ -113,11 +114,12 @@ impl World {
     fn pod(&self, name: &str, address: &str, number: usize) -> anyhow::Result<Space> {
         let space = Space::new(format!("{}-{name}", self.prefix))?;
         sh(&format!(
-            "ip -n {sw} link add v{number} type veth peer name eth0 netns {pod} && \
+            "ip -n {sw} link add v{number} type veth peer name eth0 address {mac} netns {pod} && \
              ip -n {sw} link set v{number} master br0 up && ip -n {pod} addr add {address}/16 dev eth0 && \
              ip -n {pod} link set eth0 up && ip -n {pod} route add default via 10.78.0.1",
             sw = self.switch.name,
             pod = space.name,
+            mac = mac(address)?,
         ))?;
         space.sh(ROOM)?;
         Ok(space)
@@ -139,6 +141,7 @@ impl World {
             let address = format!("10.78.{}.{}", 10 + number + 10 * (1 + server / 200), 2 + server % 200);
             servers.push((self.pod(&format!("{name}-s{server}"), &address, port(1 + server))?, address));
         }
+        know_each_other(&client, &format!("10.78.{}.1", 10 + number), &servers)?;
         if way != Way::Raw {
             for pod in std::iter::once(&client).chain(servers.iter().map(|(pod, _)| pod)) {
                 pod.sh("ip route add local 0.0.0.0/0 dev lo table 100 && \
@@ -150,7 +153,9 @@ impl World {
         serve.arg("serve").args(servers.iter().map(|(pod, _)| pod.path()));
         let mut serve = Part::start(&mut serve)?;
         anyhow::ensure!(serve.line()? == "ready", "the server did not start");
+        let log = self.logs.path().join(name);
         let mut lane = Lane {
+            log,
             name,
             way,
             client,
@@ -237,7 +242,7 @@ impl World {
         if program.file_name().is_some_and(|name| name == "ambit") {
             command.arg("proxy");
         }
-        let log = self.logs.path().join(lane.name);
+        let log = lane.log.clone();
         command.envs(&variables).stderr(std::fs::File::create(&log)?);
         let (start, issued) = (Instant::now(), self.control.issued());
         let part = Part::start(&mut command)?;
@@ -299,6 +304,23 @@ impl World {
     }
 }
 
+/// A link address that tells the IP address.
+fn mac(address: &str) -> anyhow::Result<String> {
+    let [a, b, c, d] = address.parse::<std::net::Ipv4Addr>()?.octets();
+    Ok(format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}"))
+}
+
+/// The kernel's table of neighbours is one for all namespaces, and too small for some hundreds of pods: entries that
+/// stay for ever do not count.
+fn know_each_other(client: &Space, address: &str, servers: &[(Space, String)]) -> anyhow::Result<()> {
+    let add = |address: &str| {
+        Ok(format!("neigh replace {address} lladdr {} dev eth0 nud permanent", mac(address)?))
+    };
+    let known = servers.iter().map(|(_, address)| add(address)).collect::<anyhow::Result<Vec<_>>>()?;
+    client.sh(&format!("printf '{}\\n' | ip -batch -", known.join("\\n")))?;
+    servers.iter().try_for_each(|(server, _)| server.sh(&format!("ip {}", add(address)?)))
+}
+
 async fn exchange(agent: &SeqPacket, payload: Payload, space: Option<&NetNs>) -> anyhow::Result<()> {
     let bytes = WorkloadRequest { payload: Some(payload) }.encode_to_vec();
     agent.send(&bytes, space.map(AsFd::as_fd)).await?;
@@ -320,6 +342,13 @@ impl Lane {
     /// How long the proxy took to serve its pods.
     pub fn took(&self) -> Option<Duration> {
         self.proxy.as_ref().map(|proxy| proxy.took)
+    }
+
+    /// The proxy's last words.
+    pub fn said(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(8)..].join("\n")
     }
 
     /// Ends what is between the pods.

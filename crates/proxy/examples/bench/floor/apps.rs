@@ -1,6 +1,6 @@
 //! An application's connection, joined with a stream of a tunnel.
 
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 
 use socket2::Socket;
 
@@ -139,36 +139,31 @@ impl Relay {
         }
     }
 
-    /// From the tunnel to the application.
-    pub(super) fn push(&mut self, token: u64, bytes: &[u8]) {
+    /// From the tunnel to the application: pieces that lie apart are written at once.
+    pub(super) fn push(&mut self, token: u64, pieces: &[IoSlice<'_>]) {
         let Some(Some(Slot::App(mut app))) = self.slots.get_mut(token as usize).map(Option::take) else {
             return;
         };
-        let mut rest = bytes;
         let mut moved = 0;
         let mut failed = false;
-        if !app.pending.is_empty() {
-            app.pending.extend_from_slice(rest);
-            rest = &[];
-            match app.settle() {
-                Ok(count) => moved += count,
-                Err(()) => failed = true,
+        if app.pending.is_empty() && app.writable && !pieces.is_empty() {
+            match (&app.socket).write_vectored(pieces) {
+                Ok(count) => moved = count,
+                Err(error) => failed = error.kind() != io::ErrorKind::WouldBlock,
             }
         }
-        while app.writable && !rest.is_empty() {
-            match (&app.socket).write(rest) {
-                Ok(count) => {
-                    app.writable = count == rest.len();
-                    rest = &rest[count..];
-                    moved += count;
-                }
-                Err(error) => {
-                    app.writable = false;
-                    failed |= error.kind() != io::ErrorKind::WouldBlock;
-                }
-            }
+        let mut skip = moved;
+        for piece in pieces {
+            let done = skip.min(piece.len());
+            app.pending.extend_from_slice(&piece[done..]);
+            skip -= done;
         }
-        app.pending.extend_from_slice(rest);
+        // Less than everything: the socket is full until the poller says otherwise.
+        app.writable &= app.pending.len() == app.taken || pieces.is_empty();
+        match app.settle() {
+            Ok(count) => moved += count,
+            Err(()) => failed = true,
+        }
         app.owed += moved;
         if app.peer_done && app.pending.is_empty() && !app.read_done {
             let _ = app.socket.shutdown(std::net::Shutdown::Write);

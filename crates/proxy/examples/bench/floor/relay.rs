@@ -1,7 +1,7 @@
 //! The loop of one end: listeners, tunnels and the streams in them.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{IoSlice, Read};
 use std::net::{IpAddr, SocketAddr};
 
 use aws_lc_rs::aead::Aad;
@@ -31,6 +31,8 @@ pub struct Relay {
     pub(super) frames: Vec<(u32, u8, usize, usize)>,
 }
 
+/// Frames of one stream that are written at once.
+const PIECES: usize = 32;
 /// Added to the number of a listener.
 const LISTENER: u64 = 1 << 62;
 
@@ -235,11 +237,33 @@ impl Relay {
         }
         tunnel.carry.clear();
         tunnel.carry.extend_from_slice(&scratch[at..filled]);
-        for (stream, kind, start, size) in frames.drain(..) {
-            self.act(token, stream, kind, &scratch[start..start + size])?;
+        let mut next = 0;
+        while let Some(&(stream, kind, start, size)) = frames.get(next) {
+            if kind != DATA {
+                self.act(token, stream, kind, &scratch[start..start + size])?;
+                next += 1;
+                continue;
+            }
+            let mut pieces = [IoSlice::new(&[]); PIECES];
+            let of_stream = frames[next..].iter().take_while(|frame| frame.0 == stream && frame.1 == DATA);
+            let mut count = 0;
+            for (piece, (_, _, start, size)) in pieces.iter_mut().zip(of_stream) {
+                *piece = IoSlice::new(&scratch[*start..start + size]);
+                count += 1;
+            }
+            next += count;
+            self.deliver(token, stream, &pieces[..count]);
         }
+        frames.clear();
         self.frames = frames;
         Ok(filled == scratch.len())
+    }
+
+    fn deliver(&mut self, token: u64, stream: u32, pieces: &[IoSlice<'_>]) {
+        let Some(Some(Slot::Tunnel(tunnel))) = self.slots.get(token as usize) else { return };
+        if let Some(app) = tunnel.streams.get(&stream).copied() {
+            self.push(app, pieces);
+        }
     }
 
     /// What a frame of the peer asks for.
@@ -272,7 +296,6 @@ impl Relay {
         }
         let Some(app) = tunnel.streams.get(&stream).copied() else { return Ok(()) };
         match kind {
-            DATA => self.push(app, payload),
             END => {
                 if let Some(Some(Slot::App(it))) = self.slots.get_mut(app as usize) {
                     it.peer_done = true;
