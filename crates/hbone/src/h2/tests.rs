@@ -1,5 +1,10 @@
 //! Two connections back to back, and the words of foreign peers.
 
+mod conformance;
+mod floods;
+mod foreign;
+mod random;
+
 use mesh::Authority;
 
 use super::*;
@@ -181,7 +186,10 @@ fn no_more_streams_are_opened_than_the_peer_allows() {
     client.open(&head(), 101).unwrap();
     tell(&mut client, &mut server);
     let events = tell(&mut server, &mut client);
-    assert!(matches!(&events[..], [Event::Reset { user: 101, reason: Reason::REFUSED_STREAM, .. }]), "{events:?}");
+    assert!(
+        matches!(&events[..], [Event::Reset { user: 101, reason: Reason::REFUSED_STREAM, .. }]),
+        "{events:?}"
+    );
 }
 
 #[test]
@@ -217,7 +225,9 @@ fn floods_end_the_connection_and_say_so() {
     let ping = frame(PING, 0, 0, &[0; 8]);
     let priority = frame(frame::PRIORITY, 0, 1, &[0; 5]);
     let unknown = frame(0xfa, 0, 0, &[]);
-    for (what, flood) in [("settings", settings), ("ping", ping), ("priority", priority), ("unknown", unknown)] {
+    for (what, flood) in
+        [("settings", settings), ("ping", ping), ("priority", priority), ("unknown", unknown)]
+    {
         let (_, mut server) = pair();
         let mut fault = None;
         for _ in 0..20_000 {

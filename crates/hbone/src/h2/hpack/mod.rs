@@ -13,6 +13,9 @@ const DECODER_LIMIT: usize = 4096;
 /// Entries that we keep with a peer, at most.
 const ENCODER_LIMIT: usize = 4096;
 
+/// What one block may say, names of entries that come again and again included: a bomb is not read to its end.
+const MOST: usize = 1 << 20;
+
 /// A block that cannot be read; the connection's state is lost with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Corrupt;
@@ -37,13 +40,19 @@ impl Decoder {
     ) -> Result<(), Corrupt> {
         let mut rest = block;
         let mut begun = false;
+        let mut said = 0;
+        let mut field = |name: &[u8], value: &[u8]| {
+            field(name, value);
+            said += name.len() + value.len();
+            if said > MOST { Err(Corrupt) } else { Ok(()) }
+        };
         while let Some(first) = rest.first().copied() {
             match first {
                 // §6.1: by number
                 0x80.. => {
                     let number = integer(&mut rest, 7)?;
                     let (name, value) = self.table.get(number).ok_or(Corrupt)?;
-                    field(name, value);
+                    field(name, value)?;
                 }
                 // §6.3: a new size, only at the start
                 0x20..0x40 => {
@@ -66,7 +75,7 @@ impl Decoder {
                         number => name.extend_from_slice(self.table.get(number).ok_or(Corrupt)?.0),
                     }
                     string(&mut rest, value)?;
-                    field(name, value);
+                    field(name, value)?;
                     if kept {
                         self.table.insert(name.clone(), value.clone());
                     }
@@ -231,17 +240,26 @@ mod tests {
             b"\x82\x87\x85\xbf\x40\x0acustom-key\x0ccustom-value",
         ];
         let huffman: [&[u8]; 3] = [
-            &[0x82, 0x86, 0x84, 0x41, 0x8c, 0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff],
+            &[
+                0x82, 0x86, 0x84, 0x41, 0x8c, 0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90,
+                0xf4, 0xff,
+            ],
             &[0x82, 0x86, 0x84, 0xbe, 0x58, 0x86, 0xa8, 0xeb, 0x10, 0x64, 0x9c, 0xbf],
             &[
-                0x82, 0x87, 0x85, 0xbf, 0x40, 0x88, 0x25, 0xa8, 0x49, 0xe9, 0x5b, 0xa9, 0x7d, 0x7f, 0x89, 0x25,
-                0xa8, 0x49, 0xe9, 0x5b, 0xb8, 0xe8, 0xb4, 0xbf,
+                0x82, 0x87, 0x85, 0xbf, 0x40, 0x88, 0x25, 0xa8, 0x49, 0xe9, 0x5b, 0xa9, 0x7d, 0x7f, 0x89,
+                0x25, 0xa8, 0x49, 0xe9, 0x5b, 0xb8, 0xe8, 0xb4, 0xbf,
             ],
         ];
         let host = (":authority", "www.example.com");
         let expected = [
             fields(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), host]),
-            fields(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), host, ("cache-control", "no-cache")]),
+            fields(&[
+                (":method", "GET"),
+                (":scheme", "http"),
+                (":path", "/"),
+                host,
+                ("cache-control", "no-cache"),
+            ]),
             fields(&[
                 (":method", "GET"),
                 (":scheme", "https"),
@@ -302,13 +320,13 @@ mod tests {
     #[test]
     fn blocks_that_make_no_sense_are_refused() {
         for block in [
-            &[0x80][..],                                     // number 0
-            &[0xbe],                                         // an entry that is not there
-            &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f],     // a number without end
-            &[0x40, 0x05, b'a'],                             // a text without end
-            &[0x82, 0x20],                                   // a size in the middle
-            &[0x3f, 0xe2, 0x1f],                             // a size beyond what was offered
-            &[0x40, 0x81, 0x00, 0x00],                       // no Huffman code
+            &[0x80][..],                                 // number 0
+            &[0xbe],                                     // an entry that is not there
+            &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f], // a number without end
+            &[0x40, 0x05, b'a'],                         // a text without end
+            &[0x82, 0x20],                               // a size in the middle
+            &[0x3f, 0xe2, 0x1f],                         // a size beyond what was offered
+            &[0x40, 0x81, 0x00, 0x00],                   // no Huffman code
         ] {
             assert_eq!(decode(&mut Decoder::new(), block), Err(Corrupt), "{block:x?}");
         }
