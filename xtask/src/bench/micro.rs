@@ -1,6 +1,6 @@
 //! `cargo xtask bench micro`: instructions by callgrind, in which no noise of the machine shows.
 //!
-//! Each step is run twice, once so often again; the difference is the steps alone, without what made them ready.
+//! Counted is only what happens within the program's `repeat`, not what made a step ready.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -40,8 +40,7 @@ pub fn bench(args: &Args) -> anyhow::Result<()> {
     let names = String::from_utf8(listed.stdout)?;
     let mut counts = BTreeMap::new();
     for name in names.lines() {
-        let (once, twice) = (count(&program, name, COUNT)?, count(&program, name, 2 * COUNT)?);
-        counts.insert(name, twice.saturating_sub(once) / COUNT);
+        counts.insert(name, count(&program, name)? / COUNT);
     }
     if args.update {
         let lines = counts.iter().map(|(name, count)| format!("{name} {count}\n"));
@@ -75,11 +74,13 @@ fn table() -> PathBuf {
     root().join("crates/proxy/examples/micro/counts.txt")
 }
 
-/// Instructions of a program that runs a step so often.
-fn count(program: &Path, name: &str, times: u64) -> anyhow::Result<u64> {
+/// Instructions of a step, run so often.
+fn count(program: &Path, name: &str) -> anyhow::Result<u64> {
     let mut command = Command::new("valgrind");
-    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(program);
-    let output = command.args(["run", name, &times.to_string()]).output().context("cannot start valgrind")?;
+    command
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*micro*repeat*"])
+        .arg(program);
+    let output = command.args(["run", name, &COUNT.to_string()]).output().context("cannot start valgrind")?;
     let words = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         bail!("{name} under callgrind: {words}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::figures::sample;
 use crate::lanes::{Lane, World};
 use crate::report::{Report, Sample, Unit};
-use crate::system::rss;
+use crate::system::{descriptors, rss};
 
 /// Until nothing moves any more.
 const REST: Duration = Duration::from_secs(1);
@@ -14,6 +14,16 @@ const FORGET: Duration = Duration::from_secs(4);
 
 fn proxies(lanes: &mut [Lane]) -> impl Iterator<Item = &mut Lane> {
     lanes.iter_mut().filter(|lane| lane.name == "mesh" || lane.name == "against")
+}
+
+/// Connections that are open at once, at most: the proxy has a descriptor for each end, and some more.
+fn most() -> u64 {
+    const WANTED: u64 = 10_000;
+    let most = (descriptors().saturating_sub(1000) / 2).min(WANTED);
+    if most < WANTED {
+        eprintln!("{most} idle connections instead of {WANTED}: descriptors are limited (RLIMIT_NOFILE)");
+    }
+    most
 }
 
 /// Two pods, and connections between them that say nothing; each has both its ends in the one proxy.
@@ -34,13 +44,13 @@ pub async fn idle(world: &World, lanes: &mut [Lane], report: &mut Report) -> any
         for (name, count) in [
             ("idle_connection_kib_1k", 1000),
             ("idle_connection_kib_5k", 5000),
-            ("idle_connection_kib", 10_000),
+            ("idle_connection_kib", most()),
         ] {
             let before = rss(pid);
             let mut load = lane.load(&["idle".into(), lane.targets(8080), count.to_string(), "0".into()])?;
             load.line()?;
             tokio::time::sleep(REST).await;
-            report.add(name, Unit::Kibibytes, lane.name, Sample::of((rss(pid) - before) / f64::from(count)));
+            report.add(name, Unit::Kibibytes, lane.name, Sample::of((rss(pid) - before) / count as f64));
             load.finish()?;
             if count == 5000 {
                 tokio::time::sleep(FORGET).await;

@@ -63,12 +63,23 @@ pub fn sweep(prefix: &str) {
     }
 }
 
-/// As many descriptors as we may have, for us and our children.
+/// Enough descriptors for 10,000 connections, both ends of which are in one proxy, where we may have so many.
+const DESCRIPTORS: u64 = 200_000;
+
+/// For us and our children.
 pub fn many_descriptors() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+    if setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).is_err()
+        && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+    {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
+}
+
+/// Descriptors that a process of ours may have.
+pub fn descriptors() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit};
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
 }
 
 /// A child that ends with us, and says something when it is ready.
