@@ -277,6 +277,47 @@ mod tests {
     }
 
     #[test]
+    fn answers_of_the_rfc_that_push_each_other_out_of_a_small_table() {
+        // Appendix C.5, whose table holds 256 bytes, as is said first.
+        let date = "Mon, 21 Oct 2013 20:13:21 GMT";
+        let later = "Mon, 21 Oct 2013 20:13:22 GMT";
+        let location = "https://www.example.com";
+        let cookie = "foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; version=1";
+        let first = format!("\x48\x03302\x58\x07private\x61\x1d{date}\x6e\x17{location}");
+        let blocks = [
+            [&[0x3f, 0xe1, 0x01], first.as_bytes()].concat(),
+            [&b"\x48\x03307"[..], &[0xc1, 0xc0, 0xbf]].concat(),
+            [
+                &[0x88, 0xc1, 0x61, 0x1d],
+                later.as_bytes(),
+                &[0xc0],
+                b"\x5a\x04gzip\x77\x38",
+                cookie.as_bytes(),
+            ]
+            .concat(),
+        ];
+        let common = [("cache-control", "private"), ("date", date), ("location", location)];
+        let expected = [
+            [&[(":status", "302")][..], &common].concat(),
+            [&[(":status", "307")][..], &common].concat(),
+            vec![
+                (":status", "200"),
+                common[0],
+                ("date", later),
+                common[2],
+                ("content-encoding", "gzip"),
+                ("set-cookie", cookie),
+            ],
+        ];
+        let mut decoder = Decoder::new();
+        for (block, expected) in blocks.iter().zip(&expected) {
+            assert_eq!(decode(&mut decoder, block).unwrap(), fields(expected));
+        }
+        assert_eq!(decoder.table.get(62).unwrap(), (&b"set-cookie"[..], cookie.as_bytes()));
+        assert_eq!(decoder.table.get(65), None, "three are left");
+    }
+
+    #[test]
     fn what_comes_again_is_named_by_number() {
         let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
         let baggage = "k8s.namespace.name=monitoring,service.name=prometheus".repeat(4);

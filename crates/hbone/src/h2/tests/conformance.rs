@@ -361,3 +361,41 @@ fn an_answer_to_ping_and_settings_comes_once_each() {
     assert_eq!((ping.kind, ping.flags, &payload[..]), (PING, ACK, &b"12345678"[..]));
     assert_eq!((settings.kind, settings.flags, none.len()), (SETTINGS, ACK, 0));
 }
+
+#[test]
+fn a_window_changed_by_settings_moves_open_streams_even_below_nothing() {
+    // RFC 9113 §6.9.2
+    let (mut client, mut server) = pair();
+    let (near, _) = connected(&mut client, &mut server);
+    client.data(near, 16_384, false);
+    assert_eq!(client.sendable(near), 100_000 - 16_384);
+    let mut events = Vec::new();
+    client.receive(&setting(INITIAL_WINDOW_SIZE, 10_000), &mut events).unwrap();
+    assert!(matches!(events[..], [Event::Settings]), "less is no news for a stream: {events:?}");
+    assert_eq!(client.sendable(near), 0);
+    let mut grown = Vec::new();
+    frame::put_window(&mut grown, 1, 7_000);
+    client.receive(&grown, &mut events).unwrap();
+    assert_eq!(client.sendable(near), 10_000 + 7_000 - 16_384);
+    events.clear();
+    client.receive(&setting(INITIAL_WINDOW_SIZE, 11_000), &mut events).unwrap();
+    assert!(matches!(events[..], [Event::StreamWindow { user: 7, .. }, Event::Settings]), "{events:?}");
+    assert_eq!(client.sendable(near), 11_000 + 7_000 - 16_384);
+}
+
+#[test]
+fn padding_is_paid_for_and_given_back() {
+    // RFC 9113 §6.9.1: three times the stream's window, nearly all of it padding.
+    let (mut client, mut server) = pair();
+    let (_, far) = connected(&mut client, &mut server);
+    let padded = wire(DATA, PADDED, 1, &[&[250, b'x'][..], &[0; 250]].concat());
+    let mut given = 0;
+    for _ in 0..1_200 {
+        server.receive(&padded, &mut Vec::new()).unwrap();
+        server.consumed(far, 1);
+        let windows = frames(&std::mem::take(server.output()));
+        let of_stream = windows.iter().filter(|(header, _)| header.stream == 1);
+        given += of_stream.map(|(_, payload)| frame::number(payload)).sum::<u32>();
+    }
+    assert!((250_000..=302_400).contains(&given), "{given}");
+}
