@@ -9,6 +9,7 @@ mod certificates;
 mod cni;
 mod dns;
 mod flows;
+mod h2;
 mod head;
 mod node_files;
 mod xds;
@@ -25,9 +26,10 @@ pub struct Target {
 }
 
 /// All of them.
-pub const ALL: [Target; 10] = [
+pub const ALL: [Target; 11] = [
     Target { name: "dns", run: dns::run, examples: dns::examples },
     Target { name: "head", run: head::run, examples: head::examples },
+    Target { name: "h2", run: h2::run, examples: h2::examples },
     Target { name: "resources", run: xds::resources, examples: xds::resource_examples },
     Target { name: "xds", run: xds::responses, examples: xds::response_examples },
     Target { name: "zds", run: zds::run, examples: zds::examples },

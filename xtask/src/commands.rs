@@ -43,6 +43,7 @@ pub fn lint() -> anyhow::Result<()> {
 }
 
 /// Cargo, in the repository.
+/// Cargo, at the root of the workspace.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
@@ -50,10 +51,12 @@ pub fn cargo() -> Command {
 }
 
 /// The repository.
+/// The root of the workspace.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
+/// Where cargo puts what it builds.
 /// Where cargo puts what it builds.
 pub fn target_directory() -> anyhow::Result<PathBuf> {
     let output = cargo().args(["metadata", "--format-version", "1", "--no-deps"]).output()?;

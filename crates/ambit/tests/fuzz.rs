@@ -108,4 +108,4 @@ macro_rules! bears {
     };
 }
 
-bears!(dns, head, resources, xds, zds, flows, cni_plugin, cni_event, node_files, certificates);
+bears!(dns, head, h2, resources, xds, zds, flows, cni_plugin, cni_event, node_files, certificates);

@@ -7,7 +7,11 @@
 //! What a peer can make us do without doing anything useful itself is bounded by [`Budget`]; a peer that exceeds it is
 //! told to calm down, and the connection ends.
 
+mod control;
+mod exercise;
+mod fields;
 mod frame;
+mod headers;
 mod hpack;
 mod reason;
 mod receive;
@@ -21,13 +25,16 @@ use http::StatusCode;
 use crate::connect::{BAGGAGE, FORWARDED, FORWARDED_NETWORK, TRACEPARENT};
 use crate::{Baggage, Head, HeadError, Settings};
 use frame::{
-    CONTINUATION, DATA, ENABLE_PUSH, END_HEADERS, END_STREAM, FIRST_WINDOW, HEADERS, INITIAL_WINDOW_SIZE,
-    LEAST_FRAME, MAX_CONCURRENT_STREAMS, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE, PING, PREFACE,
+    CONTINUATION, DATA, ENABLE_PUSH, END_HEADERS, END_STREAM, FIRST_WINDOW, HEADER, HEADERS,
+    INITIAL_WINDOW_SIZE, LEAST_FRAME, MAX_CONCURRENT_STREAMS, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE,
+    MAX_WINDOW, PING, PREFACE,
 };
 use hpack::{Decoder, Encoder};
 use receive::Reader;
 use streams::{Stream, Streams};
 
+#[doc(hidden)]
+pub use exercise::{examples as exercise_examples, exercise};
 pub use reason::Reason;
 pub use streams::Key;
 
@@ -155,10 +162,14 @@ pub enum OpenError {
 /// What a peer may do without use, before it is told to calm down.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
-    /// Frames in a row that carry nothing: settings, pings, priorities, empty data.
+    /// Frames in a row that carry nothing (settings, pings, priorities, empty data, words on streams that are no more)
+    /// until [`Connection::forgive`] is called.
     pub(crate) idle_frames: u32,
     /// Streams beyond the limit that were reset and that nobody has let go yet.
     pub(crate) abandoned_streams: usize,
+    /// Requests that the client itself gave up before they were answered, or that could not be any: more of these than
+    /// were accepted, until [`Connection::forgive`] is called.
+    pub(crate) wasted_requests: u32,
     /// Bytes that wait to be sent because of the peer's questions.
     pub(crate) output: usize,
     /// Bytes of one header block, compressed.
@@ -170,6 +181,7 @@ pub(crate) struct Budget {
 pub(crate) const BUDGET: Budget = Budget {
     idle_frames: 10_000,
     abandoned_streams: 500,
+    wasted_requests: 1_000,
     output: 128 << 10,
     header_block: 64 << 10,
     header_list: 64 << 10,
@@ -212,6 +224,11 @@ pub struct Connection {
     peer_leaving: bool,
     leaving: Leaving,
     idle_frames: u32,
+    wasted: u32,
+    /// Bytes that the peer has made us queue since the output was empty.
+    provoked: usize,
+    /// It is over.
+    failed: Option<Fatal>,
 }
 
 /// How far our own leave has gone.
@@ -239,7 +256,9 @@ impl Connection {
         connection
     }
 
-    fn new(side: Side, config: Config) -> Self {
+    fn new(side: Side, mut config: Config) -> Self {
+        config.stream_window = config.stream_window.min(MAX_WINDOW as u32);
+        config.connection_window = config.connection_window.min(MAX_WINDOW as u32);
         Self {
             side,
             config,
@@ -260,6 +279,9 @@ impl Connection {
             peer_leaving: false,
             leaving: Leaving::No,
             idle_frames: 0,
+            wasted: 0,
+            provoked: 0,
+            failed: None,
         }
     }
 
@@ -308,8 +330,10 @@ impl Connection {
             id,
             user,
             send_window: self.peer_first_window,
-            recv_window: i64::from(self.config.stream_window),
+            // The peer need not know our window yet, and may start with the usual one.
+            recv_window: i64::from(self.config.stream_window).max(FIRST_WINDOW),
             owed: 0,
+            held: 0,
             local_ended: false,
             remote_ended: false,
             reset: false,
@@ -339,6 +363,7 @@ impl Connection {
             return;
         };
         open.answered = true;
+        self.wasted = self.wasted.saturating_sub(1);
         self.encoder.begin(&mut block);
         self.encoder.known(&mut block, STATUS);
         if let Some(text) = baggage.map(Baggage::to_string).filter(|text| !text.is_empty()) {
@@ -358,6 +383,7 @@ impl Connection {
         self.encoder.begin(&mut block);
         self.encoder.field(&mut block, Some(STATUS), b":status", status.as_str().as_bytes(), true);
         self.put_headers(stream.id, &block, true);
+        self.provoke(HEADER + block.len());
         let ended = self.streams.change(stream, |stream| {
             stream.local_ended = true;
             stream.remote_ended
@@ -386,6 +412,10 @@ impl Connection {
     /// right behind it. At most 16,384 bytes, which every peer takes.
     pub fn data(&mut self, stream: Key, length: usize, end: bool) -> [u8; 9] {
         self.send_window -= length as i64;
+        if length > 0 {
+            // Whoever takes bytes may ask and measure meanwhile.
+            self.idle_frames = 0;
+        }
         self.streams.change(stream, |stream| {
             stream.send_window -= length as i64;
             stream.local_ended |= end;
@@ -395,17 +425,26 @@ impl Connection {
     }
 
     /// `length` bytes of a stream have been passed on: the peer may send as many again. It is told in large steps.
+    /// What was never passed on is given back when the stream is released.
     pub fn consumed(&mut self, stream: Key, length: usize) {
-        let length = length as u32;
+        let Some(open) = self.streams.get_mut(stream) else { return };
+        let length = u32::try_from(length).unwrap_or(u32::MAX).min(open.held);
+        open.held -= length;
         self.give_back(length);
-        let step = self.config.stream_window / 2;
-        let Some(open) = self.streams.get_mut(stream).filter(|open| !open.remote_ended && !open.reset) else {
+        self.owe(Some(stream), length);
+    }
+
+    /// The peer gets so much of a stream's window back, sooner or later.
+    fn owe(&mut self, stream: Option<Key>, length: u32) {
+        let step = (self.config.stream_window / 2).max(1);
+        let Some(key) = stream else { return };
+        let Some(open) = self.streams.get_mut(key).filter(|open| !open.remote_ended && !open.reset) else {
             return;
         };
         open.owed += length;
         if open.owed >= step {
             open.recv_window += i64::from(open.owed);
-            frame::put_window(&mut self.output, stream.id, open.owed);
+            frame::put_window(&mut self.output, key.id, open.owed);
             open.owed = 0;
         }
     }
@@ -429,13 +468,31 @@ impl Connection {
         });
         if reset == Some(true) {
             frame::put_reset(&mut self.output, stream.id, reason);
+            self.provoke(HEADER + 4);
+        }
+    }
+
+    /// A client's requests make us write; a server's never do more than answer ours.
+    fn provoke(&mut self, length: usize) {
+        if self.side == Side::Server {
+            self.provoked += length;
         }
     }
 
     /// The caller has nothing more to do with a stream; one that has not ended is reset.
     pub fn release(&mut self, stream: Key) {
         self.reset(stream, Reason::CANCEL);
-        self.streams.remove(stream);
+        if let Some(gone) = self.streams.remove(stream) {
+            // Or else one who reads only half would take the window away from all others, bit by bit.
+            self.give_back(gone.held);
+        }
+    }
+
+    /// Time has passed: what a peer may do without use is counted anew. To be called every second or less often, so
+    /// that connections which live long and say little are never taken for a flood.
+    pub fn forgive(&mut self) {
+        self.idle_frames = 0;
+        self.wasted = 0;
     }
 
     /// Asks whether the peer is alive.
@@ -465,6 +522,11 @@ impl Connection {
     /// Whether all is said and done: no stream is known, and none can come.
     pub fn is_done(&self) -> bool {
         self.streams.len() == 0 && (self.leaving == Leaving::Gone || self.peer_leaving)
+    }
+
+    /// What the caller knows a stream by now: an event may have been made before it was told.
+    pub fn user(&self, stream: Key) -> Option<u64> {
+        self.streams.get(stream).map(|stream| stream.user)
     }
 
     /// What the caller knows a stream by.

@@ -22,6 +22,8 @@ pub(super) struct Stream {
     pub(super) recv_window: i64,
     /// Bytes that were passed on and not given back to the peer yet.
     pub(super) owed: u32,
+    /// Bytes that the caller has been told of and has not passed on yet.
+    pub(super) held: u32,
     /// We have sent END_STREAM.
     pub(super) local_ended: bool,
     /// The peer has.

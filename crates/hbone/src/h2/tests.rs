@@ -1,5 +1,10 @@
 //! Two connections back to back, and the words of foreign peers.
 
+mod conformance;
+mod floods;
+mod foreign;
+mod random;
+
 use mesh::Authority;
 
 use super::*;

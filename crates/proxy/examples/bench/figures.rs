@@ -1,12 +1,12 @@
 //! What is measured, and in which order: every figure for all lanes in turns.
 
-use std::path::PathBuf;
-
 use serde_json::Value;
 
-use crate::lanes::{Lane, Way, World, own};
+use crate::lanes::{Lane, Way, World};
+use crate::options::Options;
 use crate::report::{Report, Sample, Unit};
-use crate::system::{cpu, rss};
+use crate::system::{cpu, machine};
+use crate::{many, memory};
 
 struct Figure {
     name: &'static str,
@@ -20,220 +20,149 @@ const FIGURES: &[Figure] = &[
     Figure { name: "bulk_1", kind: "bulk", port: 9000, count: 1, unit: Unit::Gigabits },
     Figure { name: "bulk_1_reverse", kind: "reverse", port: 9001, count: 1, unit: Unit::Gigabits },
     Figure { name: "bulk_8", kind: "bulk", port: 9000, count: 8, unit: Unit::Gigabits },
+    Figure { name: "bulk_8_reverse", kind: "reverse", port: 9001, count: 8, unit: Unit::Gigabits },
     Figure { name: "bulk_64", kind: "bulk", port: 9000, count: 64, unit: Unit::Gigabits },
+    Figure { name: "bulk_64_reverse", kind: "reverse", port: 9001, count: 64, unit: Unit::Gigabits },
     Figure { name: "keepalive_1", kind: "keepalive", port: 8080, count: 1, unit: Unit::Requests },
     Figure { name: "keepalive_32", kind: "keepalive", port: 8080, count: 32, unit: Unit::Requests },
     Figure { name: "keepalive_256", kind: "keepalive", port: 8080, count: 256, unit: Unit::Requests },
-    Figure { name: "fixed_rate", kind: "rate", port: 8080, count: 32, unit: Unit::Requests },
+    Figure { name: "fixed_rate", kind: "rate", port: 8080, count: 32, unit: Unit::Microseconds },
     Figure { name: "connect_warm", kind: "connect", port: 8081, count: 8, unit: Unit::Requests },
 ];
 
-const QUICK: [&str; 5] = ["bulk_1", "bulk_8", "keepalive_1", "keepalive_32", "connect_warm"];
-const CUBIC: [&str; 5] = ["bulk_1", "bulk_1_reverse", "bulk_8", "bulk_64", "keepalive_32"];
-const SCRAPED: usize = 200;
+/// Requests a second at the fixed rate: well below what any lane can do.
+const RATE: f64 = 5000.0;
+const CHECKS: usize = 80;
+const CHECKS_QUICK: usize = 16;
 
-pub struct Options {
-    quick: bool,
-    rounds: usize,
-    seconds: f64,
-    only: Option<Vec<String>>,
-    json: Option<PathBuf>,
-    proxy: PathBuf,
-    against: Option<PathBuf>,
-}
-
-fn options(args: &[String]) -> anyhow::Result<Options> {
-    let near = own()?.with_file_name("node_proxy");
-    let mut options =
-        Options { quick: false, rounds: 0, seconds: 0.0, only: None, json: None, proxy: near, against: None };
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().ok_or_else(|| anyhow::anyhow!("{arg} needs a value"));
-        match arg.as_str() {
-            "--quick" => options.quick = true,
-            "--rounds" => options.rounds = value()?.parse()?,
-            "--seconds" => options.seconds = value()?.parse()?,
-            "--only" => options.only = Some(value()?.split(',').map(str::to_owned).collect()),
-            "--json" => options.json = Some(value()?.into()),
-            "--proxy" => options.proxy = value()?.into(),
-            "--against" => options.against = Some(value()?.into()),
-            other => anyhow::bail!("unknown option {other}"),
-        }
-    }
-    if options.rounds == 0 {
-        options.rounds = if options.quick { 3 } else { 5 };
-    }
-    if options.seconds == 0.0 {
-        options.seconds = if options.quick { 1.0 } else { 2.0 };
-    }
-    Ok(options)
-}
-
-impl Options {
-    fn wants(&self, name: &str) -> bool {
-        match &self.only {
-            Some(only) => only.iter().any(|wanted| wanted == name),
-            None => !self.quick || QUICK.contains(&name),
-        }
-    }
-}
-
-pub fn run(args: &[String]) -> anyhow::Result<()> {
-    let options = options(args)?;
+pub fn run(options: &Options) -> anyhow::Result<()> {
     let (mut world, runtime) = World::new()?;
-    let own = own()?;
     let mut report = Report::default();
-    runtime.block_on(async {
-        let mut lanes = Vec::new();
-        lanes.push(world.lane("raw", 0, Way::Raw, 1, None, &own).await?);
-        lanes.push(world.lane("floor", 1, Way::Floor, 1, None, &own).await?);
-        lanes.push(world.lane("mesh", 2, Way::Mesh, 1, Some(&options.proxy), &own).await?);
-        if let Some(other) = &options.against {
-            lanes.push(world.lane("against", 3, Way::Mesh, 1, Some(other), &own).await?);
-        }
-        for (suffix, congestion) in [("", world.congestion.clone()), ("_cubic", "cubic".to_owned())] {
-            let cubic = !suffix.is_empty();
-            if cubic && (world.congestion == "cubic" || (options.quick && options.only.is_none())) {
-                continue;
-            }
-            world.congestion(&lanes, &congestion)?;
-            for figure in FIGURES {
-                let name = format!("{}{suffix}", figure.name);
-                if (cubic && !CUBIC.contains(&figure.name)) || !options.wants(&name) {
-                    continue;
-                }
-                for round in 0..options.rounds {
-                    for lane in &lanes {
-                        let sample = measure(lane, figure, &options, round)?;
-                        report.add(&name, figure.unit, lane.name, sample);
-                    }
-                }
-                report.print(&name);
-            }
-        }
-        world.congestion(&lanes, &world.congestion.clone())?;
-        if options.wants("idle_connection_kib") {
-            memory(&world, &mut lanes, &options, &mut report).await?;
-        }
-        drop(lanes);
-        if options.wants("scrape_warm") || options.wants("scrape_cold") {
-            scrapes(&mut world, &options, &mut report).await?;
-        }
-        anyhow::Ok(())
-    })?;
+    let outcome = runtime.block_on(all(&mut world, options, &mut report));
     println!("\n{}", report.table());
     if let Some(path) = &options.json {
         std::fs::write(path, serde_json::to_string_pretty(&report.json())?)?;
     }
+    outcome
+}
+
+/// Looks whether bytes come through unharmed, and no more.
+pub fn check_only(options: &Options) -> anyhow::Result<()> {
+    let (mut world, runtime) = World::new()?;
+    runtime.block_on(async { check(&pairs(&mut world, options).await?, CHECKS) })
+}
+
+/// A pair of pods for each way.
+async fn pairs(world: &mut World, options: &Options) -> anyhow::Result<Vec<Lane>> {
+    let mut lanes = vec![
+        world.lane("raw", 0, Way::Raw, 1, None).await?,
+        world.lane("floor", 1, Way::Floor, 1, None).await?,
+        world.lane("mesh", 2, Way::Mesh, 1, Some(&options.proxy)).await?,
+    ];
+    if let Some(other) = &options.against {
+        lanes.push(world.lane("against", 3, Way::Mesh, 1, Some(other)).await?);
+    }
+    Ok(lanes)
+}
+
+async fn all(world: &mut World, options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let mut lanes = pairs(world, options).await?;
+    check(&lanes, if options.quick { CHECKS_QUICK } else { CHECKS })?;
+    let default = world.congestion.clone();
+    for (suffix, congestion) in [("", default.as_str()), ("_cubic", "cubic")] {
+        let wanted: Vec<_> =
+            FIGURES.iter().filter(|figure| options.wants(&format!("{}{suffix}", figure.name))).collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        world.congestion(&mut lanes, congestion).await?;
+        for figure in wanted {
+            let name = format!("{}{suffix}", figure.name);
+            for round in 0..options.rounds {
+                for lane in &lanes {
+                    report.add(&name, figure.unit, lane.name, measure(lane, figure, options.seconds, round)?);
+                }
+            }
+            report.print(&name);
+        }
+    }
+    for lane in &mut lanes {
+        lane.stop();
+    }
+    if options.wants("scrape_warm") || options.wants("scrape_cold") || options.wants("connect_cold") {
+        many::run(world, options, report).await?;
+    }
+    if options.wants("idle_connection_kib") || options.wants("idle_rss_mib") {
+        memory::idle(world, &mut lanes, report).await?;
+    }
+    if options.wants("workloads") {
+        memory::crowds(world, &mut lanes, report).await?;
+    }
     Ok(())
 }
 
-fn measure(lane: &Lane, figure: &Figure, options: &Options, round: usize) -> anyhow::Result<Sample> {
-    let own = own()?;
+/// Whether what goes in comes out: a lane that cheats is not measured.
+fn check(lanes: &[Lane], count: usize) -> anyhow::Result<()> {
+    for lane in lanes {
+        let args = ["check".into(), lane.targets(9200), count.to_string(), "0".into()];
+        lane.load(&args)?
+            .line()
+            .map_err(|error| error.context(format!("{} does not carry bytes unharmed", lane.name)))?;
+    }
+    println!(
+        "{count} transfers both ways unharmed over each of {}",
+        lanes.iter().map(|lane| lane.name).collect::<Vec<_>>().join(", ")
+    );
+    Ok(())
+}
+
+fn measure(lane: &Lane, figure: &Figure, seconds: f64, round: usize) -> anyhow::Result<Sample> {
     let mut args = vec![
         if figure.kind == "rate" { "keepalive".into() } else { figure.kind.to_owned() },
         lane.targets(figure.port),
         figure.count.to_string(),
-        options.seconds.to_string(),
+        seconds.to_string(),
     ];
     if figure.kind == "rate" {
-        args.push("10000".into());
+        args.push(RATE.to_string());
     }
     if round == 0 {
         // The tunnel is there, and the code is in memory.
         let mut warm = args.clone();
         warm[3] = "0.1".into();
-        lane.load(&own, &warm)?.line()?;
+        lane.load(&warm)?.line()?;
     }
-    let before = lane.worker().map(cpu);
-    let mut load = lane.load(&own, &args)?;
-    let said: Value = serde_json::from_str(&load.line()?)?;
-    let used = lane.worker().map(cpu).zip(before).map_or(0.0, |(after, before)| after - before);
+    let mut sample = sample(lane, &args)?;
+    if figure.unit == Unit::Microseconds {
+        sample.value = sample.p99.unwrap_or_default();
+    }
+    Ok(sample)
+}
+
+/// Runs a load over a lane and looks at what it cost.
+pub fn sample(lane: &Lane, args: &[String]) -> anyhow::Result<Sample> {
+    let (busy, before) = (machine(), lane.worker().map(cpu));
+    let mut load = lane.load(args)?;
+    let line = load
+        .line()
+        .map_err(|error| error.context(format!("{} over {}: {}", args[0], lane.name, lane.said())))?;
+    let said: Value = serde_json::from_str(&line)?;
+    let used = lane.worker().map(cpu).zip(before).map(|(after, before)| after - before);
+    let busy = machine() - busy;
     load.finish()?;
     let number = |name: &str| said[name].as_f64();
     if let Some(failed) = said["failed"].as_u64().filter(|failed| *failed > 0) {
-        eprintln!("{} over {}: {failed} failed", figure.name, lane.name);
+        eprintln!("{} over {}: {failed} failed", args[0], lane.name);
     }
+    // A round of scrapes is one piece of work.
+    let work = number("work").filter(|work| *work > 0.0 && args[0] != "scrape").unwrap_or(1.0);
     Ok(Sample {
-        rate: number("rate").unwrap_or(0.0),
-        cpu: used / number("work").filter(|work| *work > 0.0).unwrap_or(1.0),
+        value: number("rate").unwrap_or_default(),
+        cpu: used.map(|used| used / work),
+        machine: Some(busy / work),
         p50: number("p50"),
+        p90: number("p90"),
         p99: number("p99"),
         p999: number("p999"),
     })
-}
-
-/// Memory at rest, with idle connections, and after them.
-async fn memory(
-    world: &World,
-    lanes: &mut [Lane],
-    options: &Options,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    let own = own()?;
-    for lane in lanes.iter_mut().filter(|lane| lane.name == "mesh" || lane.name == "against") {
-        let program = if lane.name == "mesh" { Some(&options.proxy) } else { options.against.as_ref() };
-        world.start(lane, program.map(PathBuf::as_path), &own).await?;
-        let Some(pid) = lane.worker() else { continue };
-        std::thread::sleep(std::time::Duration::from_secs(1));
-        let idle = rss(pid);
-        report.add("idle_rss_mib", Unit::Mebibytes, lane.name, Sample::of(idle / 1024.0));
-        for (name, count) in [("idle_connection_kib_1k", 1000), ("idle_connection_kib", 5000)] {
-            let before = rss(pid);
-            let args = ["idle".into(), lane.targets(8080), count.to_string(), "0".into()];
-            let mut load = lane.load(&own, &args)?;
-            load.line()?;
-            std::thread::sleep(std::time::Duration::from_millis(500));
-            let with = rss(pid);
-            report.add(name, Unit::Kibibytes, lane.name, Sample::of((with - before) / f64::from(count)));
-            load.finish()?;
-            std::thread::sleep(std::time::Duration::from_secs(2));
-        }
-        report.add("after_rss_mib", Unit::Mebibytes, lane.name, Sample::of(rss(pid) / 1024.0));
-    }
-    for name in ["idle_rss_mib", "idle_connection_kib_1k", "idle_connection_kib", "after_rss_mib"] {
-        report.print(name);
-    }
-    Ok(())
-}
-
-/// One client, many pods.
-async fn scrapes(world: &mut World, options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    let own = own()?;
-    let mut lanes = vec![
-        world.lane("rawm", 4, Way::Raw, SCRAPED, None, &own).await?,
-        world.lane("floorm", 5, Way::Floor, SCRAPED, None, &own).await?,
-        world.lane("meshm", 6, Way::Mesh, SCRAPED, Some(&options.proxy), &own).await?,
-    ];
-    if let Some(other) = &options.against {
-        lanes.push(world.lane("againstm", 7, Way::Mesh, SCRAPED, Some(other), &own).await?);
-    }
-    let one = |lane: &Lane| -> anyhow::Result<Sample> {
-        let args = ["scrape".into(), lane.targets(9100), "50".into(), "0".into()];
-        let before = lane.worker().map(cpu);
-        let mut load = lane.load(&own, &args)?;
-        let said: Value = serde_json::from_str(&load.line()?)?;
-        let used = lane.worker().map(cpu).zip(before).map_or(0.0, |(after, before)| after - before);
-        load.finish()?;
-        Ok(Sample { rate: said["rate"].as_f64().unwrap_or(0.0), cpu: used, ..Sample::default() })
-    };
-    for _ in 0..options.rounds {
-        for lane in &mut lanes {
-            let program = if lane.name == "meshm" { Some(&options.proxy) } else { options.against.as_ref() };
-            world.start(lane, program.map(PathBuf::as_path), &own).await?;
-            std::thread::sleep(std::time::Duration::from_millis(1500));
-            let name = lane.name.trim_end_matches('m');
-            let name = ["raw", "floor", "mesh", "against"]
-                .into_iter()
-                .find(|known| *known == name)
-                .unwrap_or("mesh");
-            report.add("scrape_cold", Unit::Seconds, name, one(lane)?);
-            for _ in 0..3 {
-                report.add("scrape_warm", Unit::Seconds, name, one(lane)?);
-            }
-        }
-    }
-    report.print("scrape_cold");
-    report.print("scrape_warm");
-    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh::{Identity, Tunnel, Workload};
 use netns::NetNs;
@@ -13,7 +13,11 @@ use wire::zds::workload_request::Payload;
 use wire::zds::{AddWorkload, SnapshotSent, WorkloadInfo, WorkloadRequest, WorkloadResponse};
 
 use crate::control::Control;
-use crate::system::{Part, Space, sh};
+use crate::system::{Part, Space, sh, sweep};
+
+const PREFIX: &str = "ambit-bench-";
+/// Nothing that works takes longer to start, with 100,000 workloads too.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The redirection that a node agent makes (reference/enrolment.md §2.4, without DNS).
 const RULES: &str = "
@@ -59,6 +63,8 @@ pub struct Lane {
     pub client: Space,
     pub servers: Vec<(Space, String)>,
     _serve: Part,
+    program: Option<PathBuf>,
+    log: PathBuf,
     proxy: Option<Proxy>,
     relay: Option<Part>,
 }
@@ -66,6 +72,8 @@ pub struct Lane {
 /// A node proxy, and the end of the node agent's socket.
 struct Proxy {
     part: Part,
+    /// From its start until all its pods were served.
+    took: Duration,
     _agent: SeqPacket,
     _listener: SeqPacketListener,
     _directory: tempfile::TempDir,
@@ -79,12 +87,15 @@ pub struct World {
     control_port: u16,
     pub congestion: String,
     hosts: Vec<Space>,
+    logs: tempfile::TempDir,
+    own: PathBuf,
 }
 
 impl World {
     /// Makes the switch, and lives in it from now on.
     pub fn new() -> anyhow::Result<(Self, tokio::runtime::Runtime)> {
-        let prefix = format!("ambit-b{}", std::process::id());
+        sweep(PREFIX);
+        let prefix = format!("{PREFIX}{}", std::process::id());
         let switch = Space::new(format!("{prefix}-sw"))?;
         switch.sh("ip link add br0 type bridge && ip addr add 10.78.0.1/16 dev br0 && ip link set br0 up")?;
         let congestion =
@@ -92,8 +103,10 @@ impl World {
         nix::sched::setns(std::fs::File::open(switch.path())?, nix::sched::CloneFlags::CLONE_NEWNET)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (control, port) = runtime.block_on(Control::start_on("10.78.0.1:0"));
+        let control_port = port.port();
+        let (logs, own) = (tempfile::tempdir()?, std::env::current_exe()?);
         Ok((
-            Self { prefix, switch, control, control_port: port.port(), congestion, hosts: Vec::new() },
+            Self { prefix, switch, control, control_port, congestion, hosts: Vec::new(), logs, own },
             runtime,
         ))
     }
@@ -101,11 +114,12 @@ impl World {
     fn pod(&self, name: &str, address: &str, number: usize) -> anyhow::Result<Space> {
         let space = Space::new(format!("{}-{name}", self.prefix))?;
         sh(&format!(
-            "ip -n {sw} link add v{number} type veth peer name eth0 netns {pod} && \
+            "ip -n {sw} link add v{number} type veth peer name eth0 address {mac} netns {pod} && \
              ip -n {sw} link set v{number} master br0 up && ip -n {pod} addr add {address}/16 dev eth0 && \
              ip -n {pod} link set eth0 up && ip -n {pod} route add default via 10.78.0.1",
             sw = self.switch.name,
             pod = space.name,
+            mac = mac(address)?,
         ))?;
         space.sh(ROOM)?;
         Ok(space)
@@ -119,7 +133,6 @@ impl World {
         way: Way,
         count: usize,
         program: Option<&Path>,
-        own: &Path,
     ) -> anyhow::Result<Lane> {
         let port = |of: usize| number * 1000 + of;
         let client = self.pod(&format!("{name}-c"), &format!("10.78.{}.1", 10 + number), port(0))?;
@@ -128,6 +141,7 @@ impl World {
             let address = format!("10.78.{}.{}", 10 + number + 10 * (1 + server / 200), 2 + server % 200);
             servers.push((self.pod(&format!("{name}-s{server}"), &address, port(1 + server))?, address));
         }
+        know_each_other(&client, &format!("10.78.{}.1", 10 + number), &servers)?;
         if way != Way::Raw {
             for pod in std::iter::once(&client).chain(servers.iter().map(|(pod, _)| pod)) {
                 pod.sh("ip route add local 0.0.0.0/0 dev lo table 100 && \
@@ -135,11 +149,22 @@ impl World {
                 pod.sh(&format!("printf '%s' '{RULES}' | nft -f -"))?;
             }
         }
-        let mut serve = self.switch.command(own);
+        let mut serve = self.switch.command(&self.own);
         serve.arg("serve").args(servers.iter().map(|(pod, _)| pod.path()));
         let mut serve = Part::start(&mut serve)?;
         anyhow::ensure!(serve.line()? == "ready", "the server did not start");
-        let mut lane = Lane { name, way, client, servers, _serve: serve, proxy: None, relay: None };
+        let log = self.logs.path().join(name);
+        let mut lane = Lane {
+            log,
+            name,
+            way,
+            client,
+            servers,
+            _serve: serve,
+            program: program.map(Path::to_owned),
+            proxy: None,
+            relay: None,
+        };
         if way == Way::Mesh {
             self.hosts.push(self.pod(
                 &format!("{name}-h"),
@@ -152,7 +177,7 @@ impl World {
             let address = format!("10.78.{}.1", 10 + number);
             self.announce(name, "c", &address);
         }
-        self.start(&mut lane, program, own).await?;
+        self.start(&mut lane).await?;
         Ok(lane)
     }
 
@@ -168,13 +193,12 @@ impl World {
     }
 
     /// Starts what is between the pods of a lane, anew if it runs.
-    pub async fn start(&self, lane: &mut Lane, program: Option<&Path>, own: &Path) -> anyhow::Result<()> {
-        lane.relay = None;
-        lane.proxy = None;
+    pub async fn start(&self, lane: &mut Lane) -> anyhow::Result<()> {
+        lane.stop();
         match lane.way {
             Way::Raw => {}
             Way::Floor => {
-                let mut command = self.switch.command(own);
+                let mut command = self.switch.command(&self.own);
                 command.arg("floor").arg(lane.client.path());
                 command.args(lane.servers.iter().map(|(pod, _)| pod.path()));
                 let mut relay = Part::start(&mut command)?;
@@ -183,7 +207,11 @@ impl World {
                 }
                 lane.relay = Some(relay);
             }
-            Way::Mesh => lane.proxy = Some(self.proxy(lane, program.unwrap_or(own)).await?),
+            Way::Mesh => {
+                let program =
+                    lane.program.clone().ok_or_else(|| anyhow::anyhow!("no program for {}", lane.name))?;
+                lane.proxy = Some(self.proxy(lane, &program).await?);
+            }
         }
         Ok(())
     }
@@ -214,11 +242,16 @@ impl World {
         if program.file_name().is_some_and(|name| name == "ambit") {
             command.arg("proxy");
         }
-        let log =
-            std::fs::File::create(std::env::temp_dir().join(format!("{}-{}.log", self.prefix, lane.name)))?;
-        command.envs(&variables).stderr(log);
+        let log = lane.log.clone();
+        command.envs(&variables).stderr(std::fs::File::create(&log)?);
+        let (start, issued) = (Instant::now(), self.control.issued());
         let part = Part::start(&mut command)?;
-        let agent = tokio::time::timeout(Duration::from_secs(20), listener.accept()).await??;
+        let agent = match tokio::time::timeout(PATIENCE, listener.accept()).await {
+            Ok(agent) => agent?,
+            Err(_) => {
+                anyhow::bail!("{} did not start: {}", program.display(), std::fs::read_to_string(&log)?)
+            }
+        };
         agent.recv().await?;
         let pods = std::iter::once((format!("{}-c", lane.name), &lane.client));
         let servers =
@@ -231,24 +264,67 @@ impl World {
             exchange(&agent, add, Some(&space)).await?;
         }
         exchange(&agent, Payload::SnapshotSent(SnapshotSent {}), None).await?;
-        Ok(Proxy { part, _agent: agent, _listener: listener, _directory: directory })
+        let took = start.elapsed();
+        // Every pod has its certificate before anything is measured.
+        while self.control.issued() < issued + 1 + lane.servers.len() {
+            anyhow::ensure!(
+                start.elapsed() < PATIENCE,
+                "{} asks for too few certificates",
+                program.display()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(Proxy { part, took, _agent: agent, _listener: listener, _directory: directory })
     }
 
-    /// Sets the pods' own congestion control.
-    pub fn congestion(&self, lanes: &[Lane], name: &str) -> anyhow::Result<()> {
+    /// Makes so many workloads known, on other nodes, before a proxy is there to be told one by one.
+    pub fn crowd(&self, from: usize, to: usize) {
+        for number in from..to {
+            let name = format!("crowd-{number}");
+            let identity =
+                Identity::new("cluster.local", "crowd", format!("account-{}", number % 1000)).unwrap();
+            let mut workload = Workload::new(format!("Kubernetes//Pod/crowd/{name}"), &*name, identity);
+            workload.namespace = "crowd".into();
+            workload.addresses = vec![std::net::Ipv4Addr::from(0x0a80_0000 + number as u32).into()];
+            workload.node = format!("node-{}", number / 100).into();
+            workload.tunnel = Tunnel::Hbone;
+            self.control.workload(&workload);
+        }
+    }
+
+    /// Sets the pods' own congestion control; tunnels that stand keep theirs, so that what is between is started anew.
+    pub async fn congestion(&self, lanes: &mut [Lane], name: &str) -> anyhow::Result<()> {
         for lane in lanes {
             for pod in std::iter::once(&lane.client).chain(lane.servers.iter().map(|(pod, _)| pod)) {
                 pod.sh(&format!("echo {name} > /proc/sys/net/ipv4/tcp_congestion_control"))?;
             }
+            self.start(lane).await?;
         }
         Ok(())
     }
 }
 
+/// A link address that tells the IP address.
+fn mac(address: &str) -> anyhow::Result<String> {
+    let [a, b, c, d] = address.parse::<std::net::Ipv4Addr>()?.octets();
+    Ok(format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}"))
+}
+
+/// The kernel's table of neighbours is one for all namespaces, and too small for some hundreds of pods: entries that
+/// stay for ever do not count.
+fn know_each_other(client: &Space, address: &str, servers: &[(Space, String)]) -> anyhow::Result<()> {
+    let add = |address: &str| {
+        Ok(format!("neigh replace {address} lladdr {} dev eth0 nud permanent", mac(address)?))
+    };
+    let known = servers.iter().map(|(_, address)| add(address)).collect::<anyhow::Result<Vec<_>>>()?;
+    client.sh(&format!("printf '{}\\n' | ip -batch -", known.join("\\n")))?;
+    servers.iter().try_for_each(|(server, _)| server.sh(&format!("ip {}", add(address)?)))
+}
+
 async fn exchange(agent: &SeqPacket, payload: Payload, space: Option<&NetNs>) -> anyhow::Result<()> {
     let bytes = WorkloadRequest { payload: Some(payload) }.encode_to_vec();
     agent.send(&bytes, space.map(AsFd::as_fd)).await?;
-    let (answer, _) = tokio::time::timeout(Duration::from_secs(20), agent.recv()).await??;
+    let (answer, _) = tokio::time::timeout(PATIENCE, agent.recv()).await??;
     let answer = WorkloadResponse::decode(&*answer)?;
     match answer.payload {
         Some(wire::zds::workload_response::Payload::Ack(ack)) if ack.error.is_empty() => Ok(()),
@@ -263,19 +339,33 @@ impl Lane {
         proxy.or(self.relay.as_ref().map(Part::pid))
     }
 
+    /// How long the proxy took to serve its pods.
+    pub fn took(&self) -> Option<Duration> {
+        self.proxy.as_ref().map(|proxy| proxy.took)
+    }
+
+    /// The proxy's last words.
+    pub fn said(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(8)..].join("\n")
+    }
+
+    /// Ends what is between the pods.
+    pub fn stop(&mut self) {
+        self.relay = None;
+        self.proxy = None;
+    }
+
     pub fn targets(&self, port: u16) -> String {
         let all: Vec<String> = self.servers.iter().map(|(_, address)| format!("{address}:{port}")).collect();
         all.join(",")
     }
 
-    pub fn load(&self, own: &Path, args: &[String]) -> anyhow::Result<Part> {
-        let mut command = self.client.command(own);
+    /// Starts the calling application.
+    pub fn load(&self, args: &[String]) -> anyhow::Result<Part> {
+        let mut command = self.client.command(&std::env::current_exe()?);
         command.arg("load").args(args);
         Part::start(&mut command)
     }
-}
-
-/// Where our own program is.
-pub fn own() -> anyhow::Result<PathBuf> {
-    Ok(std::env::current_exe()?)
 }

@@ -36,9 +36,9 @@ impl Space {
 
     /// A program inside.
     pub fn command(&self, program: &std::path::Path) -> Command {
-        let mut command = Command::new("ip");
-        // Replaced by the program, so that the child is the program.
-        command.args(["netns", "exec", &self.name]).arg(program);
+        // Each is replaced by the next, so that the child is the program; it does not outlive us.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "ip", "netns", "exec", &self.name]).arg(program);
         command
     }
 }
@@ -47,6 +47,39 @@ impl Drop for Space {
     fn drop(&mut self) {
         let _ = sh(&format!("ip netns del {}", self.name));
     }
+}
+
+/// Takes away what a run has left that was killed.
+pub fn sweep(prefix: &str) {
+    let names = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    for name in names.filter_map(|entry| entry.file_name().into_string().ok()) {
+        let pid = name
+            .strip_prefix(prefix)
+            .and_then(|rest| rest.split('-').next())
+            .and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = sh(&format!("ip netns del {name}"));
+        }
+    }
+}
+
+/// Enough descriptors for 10,000 connections, both ends of which are in one proxy, where we may have so many.
+const DESCRIPTORS: u64 = 200_000;
+
+/// For us and our children.
+pub fn many_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).is_err()
+        && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// Descriptors that a process of ours may have.
+pub fn descriptors() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit};
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
 }
 
 /// A child that ends with us, and says something when it is ready.
@@ -102,6 +135,17 @@ pub fn cpu(pid: u32) -> f64 {
         total += nanos / 1e9;
     }
     total
+}
+
+/// Seconds that all processors of the machine were busy.
+pub fn machine() -> f64 {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = text.lines().next().unwrap_or_default();
+    let ticks: Vec<f64> = line.split_whitespace().skip(1).filter_map(|number| number.parse().ok()).collect();
+    // All but idle and waiting for disks; guests are counted as users already.
+    let busy: f64 =
+        ticks.iter().take(8).enumerate().filter(|(at, _)| *at != 3 && *at != 4).map(|(_, ticks)| ticks).sum();
+    busy / 100.0
 }
 
 /// Resident memory in KiB.

@@ -365,15 +365,18 @@ impl Core {
         let received = tunnel.h2.receive(payload, &mut arrived.events);
         for event in arrived.events.drain(..) {
             match event {
-                Event::Data { user, range, .. } => {
-                    if let Some(end) = user_token(user) {
+                Event::Data { stream, user, range } => {
+                    if let Some(end) = end_of(&tunnel.h2, stream, user) {
                         let (start, length) = (base as u32 + range.start, range.end - range.start);
                         arrived.pieces.push(Piece { end, start, length });
                     }
                 }
-                Event::Ended { user, .. } => arrived.later.extend(user_token(user).map(Later::Ended)),
-                Event::Reset { user, reason, .. } => {
-                    arrived.later.extend(user_token(user).map(|end| Later::Reset(end, reason)));
+                Event::Ended { stream, user } => {
+                    arrived.later.extend(end_of(&tunnel.h2, stream, user).map(Later::Ended));
+                }
+                Event::Reset { stream, user, reason } => {
+                    let end = end_of(&tunnel.h2, stream, user);
+                    arrived.later.extend(end.map(|end| Later::Reset(end, reason)));
                 }
                 Event::Request { stream, head } => {
                     let owner = tunnel.token;
@@ -505,6 +508,7 @@ impl Core {
         for at in (0..self.tunnels.len()).rev() {
             let Some(token) = self.tunnels.get(at).copied() else { continue };
             self.with_tunnel(token, |core, tunnel| {
+                tunnel.h2.forgive();
                 let Settings { ping_interval, ping_timeout, .. } = tunnel.shared.settings;
                 match tunnel.asked {
                     Some(since) if now.duration_since(since.max(tunnel.heard)) >= ping_timeout => {
@@ -532,6 +536,11 @@ impl Core {
             _ => false,
         });
     }
+}
+
+/// Who takes what an event brings. What came together with the request was looked at before anybody was named for it.
+fn end_of(h2: &h2::Connection, stream: h2::Key, user: u64) -> Option<Token> {
+    user_token(user).or_else(|| user_token(h2.user(stream)?))
 }
 
 fn user_token(user: u64) -> Option<Token> {

@@ -13,6 +13,9 @@ const DECODER_LIMIT: usize = 4096;
 /// Entries that we keep with a peer, at most.
 const ENCODER_LIMIT: usize = 4096;
 
+/// What one block may say, names of entries that come again and again included: a bomb is not read to its end.
+const MOST: usize = 1 << 20;
+
 /// A block that cannot be read; the connection's state is lost with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Corrupt;
@@ -37,13 +40,19 @@ impl Decoder {
     ) -> Result<(), Corrupt> {
         let mut rest = block;
         let mut begun = false;
+        let mut said = 0;
+        let mut field = |name: &[u8], value: &[u8]| {
+            field(name, value);
+            said += name.len() + value.len();
+            if said > MOST { Err(Corrupt) } else { Ok(()) }
+        };
         while let Some(first) = rest.first().copied() {
             match first {
                 // §6.1: by number
                 0x80.. => {
                     let number = integer(&mut rest, 7)?;
                     let (name, value) = self.table.get(number).ok_or(Corrupt)?;
-                    field(name, value);
+                    field(name, value)?;
                 }
                 // §6.3: a new size, only at the start
                 0x20..0x40 => {
@@ -66,7 +75,7 @@ impl Decoder {
                         number => name.extend_from_slice(self.table.get(number).ok_or(Corrupt)?.0),
                     }
                     string(&mut rest, value)?;
-                    field(name, value);
+                    field(name, value)?;
                     if kept {
                         self.table.insert(name.clone(), value.clone());
                     }
@@ -265,6 +274,47 @@ mod tests {
                 assert_eq!(&decode(&mut decoder, block).unwrap(), expected);
             }
         }
+    }
+
+    #[test]
+    fn answers_of_the_rfc_that_push_each_other_out_of_a_small_table() {
+        // Appendix C.5, whose table holds 256 bytes, as is said first.
+        let date = "Mon, 21 Oct 2013 20:13:21 GMT";
+        let later = "Mon, 21 Oct 2013 20:13:22 GMT";
+        let location = "https://www.example.com";
+        let cookie = "foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; version=1";
+        let first = format!("\x48\x03302\x58\x07private\x61\x1d{date}\x6e\x17{location}");
+        let blocks = [
+            [&[0x3f, 0xe1, 0x01], first.as_bytes()].concat(),
+            [&b"\x48\x03307"[..], &[0xc1, 0xc0, 0xbf]].concat(),
+            [
+                &[0x88, 0xc1, 0x61, 0x1d],
+                later.as_bytes(),
+                &[0xc0],
+                b"\x5a\x04gzip\x77\x38",
+                cookie.as_bytes(),
+            ]
+            .concat(),
+        ];
+        let common = [("cache-control", "private"), ("date", date), ("location", location)];
+        let expected = [
+            [&[(":status", "302")][..], &common].concat(),
+            [&[(":status", "307")][..], &common].concat(),
+            vec![
+                (":status", "200"),
+                common[0],
+                ("date", later),
+                common[2],
+                ("content-encoding", "gzip"),
+                ("set-cookie", cookie),
+            ],
+        ];
+        let mut decoder = Decoder::new();
+        for (block, expected) in blocks.iter().zip(&expected) {
+            assert_eq!(decode(&mut decoder, block).unwrap(), fields(expected));
+        }
+        assert_eq!(decoder.table.get(62).unwrap(), (&b"set-cookie"[..], cookie.as_bytes()));
+        assert_eq!(decoder.table.get(65), None, "three are left");
     }
 
     #[test]

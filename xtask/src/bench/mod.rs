@@ -1,5 +1,8 @@
 //! `cargo xtask bench`: measurements, each a program of the crate that it measures.
 
+mod micro;
+mod proxy;
+
 use std::process::Command;
 
 use clap::Subcommand;
@@ -14,6 +17,10 @@ pub enum Bench {
         /// Number of clients, then sizes in pods; 500 clients at 1000, 10000 and 100000 pods when not given
         args: Vec<String>,
     },
+    /// The node proxy: against the bare network, a floor and another proxy, in pods of its own (docs/performance.md)
+    Proxy(proxy::Args),
+    /// Single steps of the data path: their instructions, compared with what is checked in
+    Micro(micro::Args),
 }
 
 /// Measures.
@@ -24,5 +31,7 @@ pub fn bench(what: &Bench) -> anyhow::Result<()> {
                 .args(["run", "--release", "--package", "ambit-control", "--example", "bench", "--"])
                 .args(args))
         }
+        Bench::Proxy(args) => proxy::bench(args),
+        Bench::Micro(args) => micro::bench(args),
     }
 }
