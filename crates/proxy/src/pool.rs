@@ -218,7 +218,7 @@ impl<T: Tunnel> Pool<T> {
             let mut kept = 0;
             slot.tunnels.sort_by_key(|entry| std::cmp::Reverse(entry.streams));
             slot.tunnels.retain_mut(|entry| {
-                let limit = if kept == 0 { self.0.idle } else { SURPLUS_IDLE };
+                let limit = if kept == 0 { self.0.idle } else { SURPLUS_IDLE.min(self.0.idle) };
                 let keep = entry.streams > 0 || now.saturating_duration_since(entry.idle_since) < limit;
                 if keep {
                     kept += 1;
