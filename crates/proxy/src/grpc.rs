@@ -67,9 +67,10 @@ impl Connector {
             .map_err(|error| failed(text_of(&error)))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
+            // Only beside a running call: Istio's control plane (grpc-go, without PermitWithoutStream) ends a connection
+            // on which nothing but pings arrives, and tells its client to calm down.
             .http2_keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .keep_alive_while_idle(true);
+            .keep_alive_timeout(Duration::from_secs(10));
         if let Some(roots) = roots {
             let uri: Option<Uri> = self.remote.address.parse().ok();
             let host = uri.as_ref().and_then(Uri::host).map(|host| host.trim_matches(['[', ']']));

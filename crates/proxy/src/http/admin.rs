@@ -6,12 +6,14 @@ use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 
-use super::{Shown, dump, text};
+use super::{Shown, dump, profile, text};
 
 const INDEX: &str = "<!DOCTYPE html><title>ambit proxy</title><h1>ambit proxy</h1><ul>\
     <li><a href=\"config_dump\">config_dump</a>: what the proxy knows and does</li>\
+    <li><a href=\"debug/pprof/profile?seconds=10\">debug/pprof/profile?seconds=10&amp;frequency=100</a>: where \
+    processor time goes, for pprof</li>\
     <li>POST logging?level=info: change or show the log level</li>\
     <li>POST quitquitquit: end gracefully</li></ul>\n";
 
@@ -21,7 +23,10 @@ const LOG_HELP: &str = "usage: POST /logging?level=<level> or ?level=<scope>=<le
 pub(super) fn router(shown: Shown) -> Router {
     Router::new()
         .route("/", get(|| async { Html(INDEX) }))
-        .route("/config_dump", get(config_dump).post(config_dump))
+        .route("/config_dump", any(config_dump))
+        .route("/debug/pprof/profile", any(profile::cpu))
+        .route("/debug/pprof/heap", any(profile::heap))
+        .route("/debug/pprof/heap/profiling", any(profile::heap))
         .route("/logging", post(logging).get(post_only))
         .route("/quitquitquit", post(quit))
         .with_state(shown)

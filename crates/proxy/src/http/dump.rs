@@ -8,9 +8,9 @@ use std::time::SystemTime;
 use base64::Engine;
 use hbone::Credential;
 use mesh::{
-    Action, Clause, Gateway, Health, HealthPolicy, IpFamilies, LoadBalancingMode, Match, NetworkMode, Policy,
-    RoutingScope, Rule, Scope, Service, ServiceKey, StringMatch, Tunnel, View, Visibility, Workload,
-    WorkloadType,
+    Action, Clause, Gateway, Health, HealthPolicy, IpFamilies, LoadBalancingMode, Locality, Match,
+    NetworkMode, Policy, RoutingScope, Rule, Scope, Service, ServiceKey, StringMatch, Tunnel, View,
+    Visibility, Workload, WorkloadType,
 };
 use serde_json::{Map, Value, json};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -106,11 +106,10 @@ fn workload(w: &Workload) -> Value {
     let tunnel = w.application_tunnel.map(|tunnel| {
         json!({ "protocol": if tunnel.proxy_protocol { "PROXY" } else { "NONE" }, "port": tunnel.port })
     });
-    let locality = sparse(vec![
-        ("region", json!(&*w.locality.region)),
-        ("zone", json!(&*w.locality.zone)),
-        ("subzone", json!(&*w.locality.subzone)),
-    ]);
+    // Whoever says one of the three says all, as readers of ztunnel's dump expect.
+    let Locality { region, zone, subzone } = &w.locality;
+    let nowhere = [region, zone, subzone].iter().all(|part| part.is_empty());
+    let locality = (!nowhere).then(|| json!({ "region": &**region, "zone": &**zone, "subzone": &**subzone }));
     let always = json!({
         "workloadIps": texts(&w.addresses),
         "protocol": match w.tunnel { Tunnel::Hbone => "HBONE", Tunnel::None => "TCP" },
@@ -140,7 +139,7 @@ fn workload(w: &Workload) -> Value {
         ("nativeTunnel", json!(w.native_tunnel)),
         ("applicationTunnel", json!(tunnel)),
         ("authorizationPolicies", texts(&w.policies)),
-        ("locality", locality),
+        ("locality", json!(locality)),
         ("services", texts(w.services.keys())),
     ]);
     merge(always, sometimes)

@@ -3,6 +3,7 @@
 mod admin;
 mod dump;
 mod process;
+mod profile;
 mod stats;
 
 use std::io;

@@ -41,7 +41,7 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-fn gzip(body: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn gzip(body: &[u8]) -> Option<Vec<u8>> {
     use std::io::Write as _;
     let mut encoder =
         flate2::write::GzEncoder::new(Vec::with_capacity(body.len() / 8), flate2::Compression::fast());

@@ -1,7 +1,7 @@
 //! A control plane for tests: what is put into it is sent to every proxy; it signs every certificate request unless
 //! told to be away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,6 +47,57 @@ struct Shared {
     sent: AtomicUsize,
     ca: Mutex<Ca>,
     nacks: Mutex<Vec<String>>,
+    /// What was asked for by name.
+    asked: Mutex<Vec<String>>,
+}
+
+/// What a client that asks by name is to have.
+struct Demand {
+    node: String,
+    names: BTreeSet<String>,
+}
+
+impl Demand {
+    fn new(request: &DeltaDiscoveryRequest, names: &[String]) -> Self {
+        use prost_types::value::Kind;
+        let metadata = request.node.as_ref().and_then(|node| node.metadata.as_ref()).unwrap();
+        let node = match &metadata.fields["NODE_NAME"].kind {
+            Some(Kind::StringValue(node)) => node.clone(),
+            other => panic!("{other:?}"),
+        };
+        Self { node, names: names.iter().cloned().collect() }
+    }
+
+    /// Leaves in `all` what the client is to have, and in `asked` what leads nowhere.
+    fn narrow(&self, all: &mut BTreeMap<String, Versioned>, asked: &mut Vec<String>) {
+        let read = |bytes: &[u8]| wire::workload::Address::decode(bytes).ok()?.try_into().ok();
+        let aliases = |address: &wire::Address| -> Vec<String> {
+            match address {
+                wire::Address::Workload(w) => {
+                    w.addresses.iter().map(|ip| format!("{}/{ip}", w.network)).collect()
+                }
+                wire::Address::Service(s) => s.vips.iter().map(ToString::to_string).collect(),
+            }
+        };
+        let objects: BTreeMap<String, wire::Address> =
+            all.iter().filter_map(|(name, (_, bytes))| Some((name.clone(), read(bytes)?))).collect();
+        let goes_by = |name: &str, object: &wire::Address, wanted: &dyn Fn(&str) -> bool| {
+            wanted(name) || aliases(object).iter().any(|alias| wanted(alias))
+        };
+        let named = |name: &str| goes_by(name, &objects[name], &|wanted| self.names.contains(wanted));
+        let mut kept: BTreeSet<String> = objects.keys().filter(|name| named(name)).cloned().collect();
+        for (name, object) in &objects {
+            let wire::Address::Workload(workload) = object else { continue };
+            let with_service = workload.services.keys().any(|key| kept.contains(&key.to_string()));
+            if *workload.node == *self.node || with_service {
+                kept.insert(name.clone());
+            }
+        }
+        asked.retain(|name| {
+            !objects.iter().any(|(own, object)| goes_by(own, object, &|wanted| wanted == name))
+        });
+        all.retain(|name, _| kept.contains(name));
+    }
 }
 
 struct Ca {
@@ -86,6 +137,7 @@ impl Control {
                 sent: AtomicUsize::new(0),
                 ca: Mutex::new(ca),
                 nacks: Mutex::default(),
+                asked: Mutex::default(),
             }),
         };
         let listener = TcpListener::bind(address).await.unwrap();
@@ -152,6 +204,11 @@ impl Control {
     /// Something that no proxy can understand.
     pub fn garbage(&self, name: &str) {
         self.put(wire::type_url::ADDRESS, name.into(), vec![0xff; 7]);
+    }
+
+    /// What proxies have asked for by name after the beginning.
+    pub fn asked(&self) -> Vec<String> {
+        self.shared.asked.lock().unwrap().clone()
     }
 
     pub fn nacks(&self) -> Vec<String> {
@@ -235,15 +292,32 @@ impl Control {
         let mut up = self.shared.up.subscribe();
         let mut sent: BTreeMap<&'static str, BTreeMap<String, String>> = BTreeMap::new();
         let mut nonce = 0;
+        let mut demand: Option<Demand> = None;
         loop {
+            let mut asked = Vec::new();
             tokio::select! {
                 () = async { drop(up.wait_for(|up| !up).await) } => return,
                 request = requests.message() => {
                     let Ok(Some(request)) = request else { return };
-                    if let Some(error) = request.error_detail {
-                        self.shared.nacks.lock().unwrap().push(error.message);
+                    if let Some(error) = &request.error_detail {
+                        self.shared.nacks.lock().unwrap().push(error.message.clone());
                     }
-                    if request.response_nonce.is_empty() {
+                    let named = request.resource_names_subscribe.iter().filter(|name| *name != "*").cloned();
+                    if request.resource_names_unsubscribe.iter().any(|name| name == "*") {
+                        asked = named.collect();
+                        demand = Some(Demand::new(&request, &asked));
+                        sent.insert(TYPES[0], request.initial_resource_versions);
+                    } else if let Some(demand) = &mut demand
+                        && request.type_url == TYPES[0]
+                        && request.response_nonce.is_empty()
+                    {
+                        asked = named.collect();
+                        self.shared.asked.lock().unwrap().extend(asked.iter().cloned());
+                        demand.names.extend(asked.iter().cloned());
+                        for name in &request.resource_names_unsubscribe {
+                            demand.names.remove(name);
+                        }
+                    } else if request.response_nonce.is_empty() {
                         let type_url = TYPES.into_iter().find(|t| *t == request.type_url).unwrap();
                         sent.insert(type_url, request.initial_resource_versions);
                     } else {
@@ -253,11 +327,16 @@ impl Control {
                 _ = changed.changed() => {}
             }
             for (type_url, sent) in &mut sent {
-                let now: BTreeMap<String, Versioned> = {
+                let mut now: BTreeMap<String, Versioned> = {
                     let all = self.shared.resources.lock().unwrap();
                     let of_type = all.iter().filter(|((t, _), _)| t == type_url);
                     of_type.map(|((_, name), value)| (name.clone(), value.clone())).collect()
                 };
+                let mut nowhere = Vec::new();
+                if let (Some(demand), true) = (&demand, *type_url == TYPES[0]) {
+                    nowhere = std::mem::take(&mut asked);
+                    demand.narrow(&mut now, &mut nowhere);
+                }
                 let news = now.iter().filter(|(name, (version, _))| sent.get(*name) != Some(version));
                 let resources: Vec<Resource> = news
                     .map(|(name, (version, value))| Resource {
@@ -270,8 +349,8 @@ impl Control {
                         ..Resource::default()
                     })
                     .collect();
-                let removed_resources: Vec<String> =
-                    sent.keys().filter(|name| !now.contains_key(*name)).cloned().collect();
+                let gone = sent.keys().filter(|name| !now.contains_key(*name)).cloned();
+                let removed_resources: Vec<String> = gone.chain(nowhere).collect();
                 let first = nonce < 2;
                 if resources.is_empty() && removed_resources.is_empty() && !first {
                     continue;

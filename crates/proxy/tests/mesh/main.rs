@@ -7,8 +7,12 @@ mod harness;
 mod namespaces;
 mod resolver;
 
+mod by_name;
 mod carrying;
+mod certificates;
 mod life;
+mod local;
 mod names;
 mod policies;
 mod requests;
+mod strangers;

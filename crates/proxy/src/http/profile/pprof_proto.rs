@@ -1,0 +1,197 @@
+//! The form of a profile that `pprof` and its friends read: a table of strings, and samples that point into it.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+use prost::Message;
+
+/// A place in a program.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Line {
+    pub(super) function: String,
+    pub(super) file: String,
+    pub(super) number: i64,
+}
+
+/// Where a thread was, the innermost function first.
+pub(super) struct Stack {
+    pub(super) thread: String,
+    pub(super) lines: Vec<Line>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Profile {
+    #[prost(message, repeated, tag = "1")]
+    sample_type: Vec<ValueType>,
+    #[prost(message, repeated, tag = "2")]
+    sample: Vec<Sample>,
+    #[prost(message, repeated, tag = "4")]
+    location: Vec<Location>,
+    #[prost(message, repeated, tag = "5")]
+    function: Vec<Function>,
+    #[prost(string, repeated, tag = "6")]
+    string_table: Vec<String>,
+    #[prost(int64, tag = "9")]
+    time_nanos: i64,
+    #[prost(int64, tag = "10")]
+    duration_nanos: i64,
+    #[prost(message, optional, tag = "11")]
+    period_type: Option<ValueType>,
+    #[prost(int64, tag = "12")]
+    period: i64,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct ValueType {
+    #[prost(int64, tag = "1")]
+    kind: i64,
+    #[prost(int64, tag = "2")]
+    unit: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Sample {
+    #[prost(uint64, repeated, tag = "1")]
+    location_id: Vec<u64>,
+    #[prost(int64, repeated, tag = "2")]
+    value: Vec<i64>,
+    #[prost(message, repeated, tag = "3")]
+    label: Vec<Label>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct Label {
+    #[prost(int64, tag = "1")]
+    key: i64,
+    #[prost(int64, tag = "2")]
+    str: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Location {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(message, repeated, tag = "4")]
+    line: Vec<LineInfo>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct LineInfo {
+    #[prost(uint64, tag = "1")]
+    function_id: u64,
+    #[prost(int64, tag = "2")]
+    line: i64,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct Function {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(int64, tag = "2")]
+    name: i64,
+    #[prost(int64, tag = "3")]
+    system_name: i64,
+    #[prost(int64, tag = "4")]
+    filename: i64,
+}
+
+/// The strings of a profile; the first is empty, as the form demands.
+#[derive(Default)]
+struct Strings {
+    all: Vec<String>,
+    by_text: HashMap<String, i64>,
+}
+
+impl Strings {
+    fn index(&mut self, text: &str) -> i64 {
+        if let Some(index) = self.by_text.get(text) {
+            return *index;
+        }
+        let index = self.all.len() as i64;
+        self.all.push(text.to_owned());
+        self.by_text.insert(text.to_owned(), index);
+        index
+    }
+}
+
+/// A profile of stacks and how often each was seen.
+pub(super) fn encode(
+    stacks: impl Iterator<Item = (Stack, i64)>,
+    begun: SystemTime,
+    lasting: Duration,
+    frequency: i32,
+) -> Vec<u8> {
+    let mut strings = Strings::default();
+    strings.index("");
+    let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+    let period = 1_000_000_000 / i64::from(frequency.max(1));
+    let mut value =
+        |kind: &str, unit: &str| ValueType { kind: strings.index(kind), unit: strings.index(unit) };
+    let mut profile = Profile {
+        sample_type: vec![value("samples", "count"), value("cpu", "nanoseconds")],
+        period_type: Some(value("cpu", "nanoseconds")),
+        period,
+        time_nanos: nanos(begun.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()),
+        duration_nanos: nanos(lasting),
+        ..Profile::default()
+    };
+    let (mut locations, mut functions) = (HashMap::new(), HashMap::new());
+    let thread = strings.index("thread");
+    for (stack, count) in stacks {
+        let mut location_id = Vec::with_capacity(stack.lines.len());
+        for line in stack.lines {
+            let id = match locations.get(&line) {
+                Some(id) => *id,
+                None => {
+                    let name = strings.index(&line.function);
+                    let filename = strings.index(&line.file);
+                    let function_id = *functions.entry((name, filename)).or_insert_with(|| {
+                        let id = profile.function.len() as u64 + 1;
+                        profile.function.push(Function { id, name, system_name: name, filename });
+                        id
+                    });
+                    let id = profile.location.len() as u64 + 1;
+                    let info = LineInfo { function_id, line: line.number };
+                    profile.location.push(Location { id, line: vec![info] });
+                    locations.insert(line, id);
+                    id
+                }
+            };
+            location_id.push(id);
+        }
+        let label = vec![Label { key: thread, str: strings.index(&stack.thread) }];
+        profile.sample.push(Sample { location_id, value: vec![count, count.saturating_mul(period)], label });
+    }
+    profile.string_table = strings.all;
+    profile.encode_to_vec()
+}
+
+/// The names of the functions in a profile.
+#[cfg(test)]
+pub(super) fn names(profile: &[u8]) -> Vec<String> {
+    let profile = Profile::decode(profile).unwrap();
+    let name = |function: &Function| profile.string_table[function.name as usize].clone();
+    profile.function.iter().map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_seen_often_is_written_once() {
+        let line = |function: &str| Line { function: function.into(), file: "a.rs".into(), number: 7 };
+        let stack = |lines| Stack { thread: "worker".into(), lines };
+        let stacks = [(stack(vec![line("inner"), line("outer")]), 3), (stack(vec![line("outer")]), 2)];
+        let bytes = encode(stacks.into_iter(), SystemTime::UNIX_EPOCH, Duration::from_secs(1), 100);
+        let profile = Profile::decode(&*bytes).unwrap();
+        assert_eq!((profile.sample.len(), profile.location.len(), profile.function.len()), (2, 2, 2));
+        assert_eq!(profile.string_table[0], "");
+        assert_eq!(profile.sample[0].location_id, [1, 2], "the innermost first");
+        assert_eq!(profile.sample[0].value, [3, 30_000_000]);
+        assert_eq!(names(&bytes), ["inner", "outer"]);
+        let label = profile.sample[1].label[0];
+        let text = |index: i64| profile.string_table[index as usize].as_str();
+        assert_eq!((text(label.key), text(label.str)), ("thread", "worker"));
+    }
+}
