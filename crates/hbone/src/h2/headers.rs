@@ -3,10 +3,10 @@
 use http::StatusCode;
 
 use super::fields::Fields;
-use super::frame::{self, END_HEADERS, END_STREAM, FIRST_WINDOW, Header, PADDED, WITH_PRIORITY};
+use super::frame::{self, END_HEADERS, END_STREAM, Header, PADDED, WITH_PRIORITY};
 use super::receive::{Block, fatal};
-use super::streams::{Key, Stream};
-use super::{BUDGET, Connection, Event, Fatal, Leaving, Reason, Side};
+use super::streams::Key;
+use super::{BUDGET, Connection, Event, Fatal, Leaving, NO_USER, Reason, Side};
 
 impl Connection {
     pub(super) fn headers(
@@ -82,18 +82,7 @@ impl Connection {
             frame::put_reset(&mut self.output, id, Reason::REFUSED_STREAM);
             return self.wasted();
         }
-        let stream = self.streams.insert(Stream {
-            id,
-            user: u64::from(u32::MAX),
-            send_window: self.peer_first_window,
-            recv_window: i64::from(self.config.stream_window).max(FIRST_WINDOW),
-            owed: 0,
-            held: 0,
-            local_ended: false,
-            remote_ended: false,
-            reset: false,
-            answered: false,
-        });
+        let stream = self.begin_stream(id, NO_USER);
         if fields.is_too_long() {
             self.refuse(stream, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
             self.streams.remove(stream);

@@ -38,6 +38,9 @@ pub use exercise::{examples as exercise_examples, exercise};
 pub use reason::Reason;
 pub use streams::Key;
 
+/// What a stream is known by that the caller has not named yet ([`Connection::set_user`]).
+pub const NO_USER: u64 = u32::MAX as u64;
+
 /// Numbers of fields in the static table (RFC 7541 Appendix A).
 const AUTHORITY: usize = 1;
 const METHOD: usize = 2;
@@ -326,7 +329,11 @@ impl Connection {
         let id = self.next_id;
         self.next_id += 2;
         self.put_headers(id, &block, false);
-        Ok(self.streams.insert(Stream {
+        Ok(self.begin_stream(id, user))
+    }
+
+    fn begin_stream(&mut self, id: u32, user: u64) -> Key {
+        self.streams.insert(Stream {
             id,
             user,
             send_window: self.peer_first_window,
@@ -338,7 +345,7 @@ impl Connection {
             remote_ended: false,
             reset: false,
             answered: false,
-        }))
+        })
     }
 
     fn put_headers(&mut self, id: u32, block: &[u8], end: bool) {

@@ -18,8 +18,6 @@ use super::tunnel::{Arrived, Tunnel};
 
 /// What one read of a tunnel takes at most: some records more than a burst of the other side.
 const SCRATCH: usize = 320 << 10;
-/// Not the name of anything.
-pub(super) const NOBODY: u32 = u32::MAX;
 
 pub(super) enum Slot {
     /// Somebody waits for a descriptor.

@@ -246,7 +246,7 @@ impl Tunnel {
             });
             opened.unwrap_or(Err(OpenError::Closing(shared.peer)))
         })?;
-        let stream = Stream { home: home.clone(), token: end, _tunnel: Some(self.clone()) };
+        let stream = Stream { home: home.clone(), token: end, _tunnel: self.clone() };
         let peer = shared.peer;
         match poll_fn(|cx| stream.poll_answer(cx)).await {
             Answer::Accepted => Ok(stream),
@@ -265,8 +265,7 @@ impl Tunnel {
             match asked {
                 None => Poll::Ready(None),
                 Some(Some(asked)) => {
-                    let stream =
-                        Stream { home: home.clone(), token: asked.token, _tunnel: Some(self.clone()) };
+                    let stream = Stream { home: home.clone(), token: asked.token, _tunnel: self.clone() };
                     Poll::Ready(Some(Request { head: asked.head, responder: Responder(stream) }))
                 }
                 Some(None) => {
@@ -404,7 +403,7 @@ pub(crate) struct Stream {
     home: Loop,
     token: Token,
     /// The tunnel stays as long as it has streams.
-    _tunnel: Option<Tunnel>,
+    _tunnel: Tunnel,
 }
 
 impl Stream {

@@ -18,6 +18,8 @@ const RECORD: usize = 13 + MAX_PAYLOAD + 17;
 pub(super) const SIZE: usize = 2 * BURST * RECORD;
 /// A frame is not begun in less room than this.
 const LEAST: usize = 256;
+/// With more than this unsent nothing more is taken in.
+const BACKLOG: usize = 256 << 10;
 
 /// Memory that is lent to whoever sends.
 #[derive(Default)]
@@ -77,6 +79,11 @@ impl Outbox {
     /// Room for frames, at least; records that are already full are out of the way.
     pub(super) fn room(&self) -> usize {
         SIZE.saturating_sub(self.end + RECORD)
+    }
+
+    /// Whether nothing more is taken in for now: so much is unsent, or what was sent in part has left no room behind it.
+    pub(super) fn is_full(&self) -> bool {
+        self.len() >= BACKLOG || self.room() == 0
     }
 
     fn begin(&mut self, stock: &mut Stock) -> usize {
@@ -257,3 +264,6 @@ fn fill(memory: &mut [u8], end: &mut usize, bytes: &[u8], tail: usize) -> Result
     *end += bytes.len();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

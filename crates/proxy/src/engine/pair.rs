@@ -45,9 +45,7 @@ impl Side {
             pending: Pending::default(),
         }
     }
-}
 
-impl Side {
     /// Whether bytes have arrived that nobody has read yet.
     pub(super) fn has_bytes(&self) -> bool {
         self.socket.peek(&mut [MaybeUninit::uninit(); 1]).is_ok_and(|bytes| bytes > 0)

@@ -19,8 +19,6 @@ use crate::sockets::reset_on_close;
 
 /// Reads of one socket in one turn, so that the others get theirs.
 const READS: usize = 4;
-/// With more than this unsent in a tunnel its sockets are not read.
-const BACKLOG: usize = 256 << 10;
 /// Payload of a frame that fills a record.
 const FRAME: usize = hbone::secured::MAX_PAYLOAD - 9;
 /// Slices of one write.
@@ -214,10 +212,10 @@ impl Core {
                 self.ready.push_back(token);
                 break;
             }
-            if tunnel.outbox.len() >= BACKLOG {
+            if tunnel.outbox.is_full() {
                 tunnel.send(&mut self.stock);
             }
-            if tunnel.outbox.len() >= BACKLOG {
+            if tunnel.outbox.is_full() {
                 end.blocked = true;
                 tunnel.blocked.push(token);
                 break;

@@ -15,7 +15,7 @@ use mesh::Identity;
 use socket2::Socket;
 use tokio::sync::watch;
 
-use super::core::{Core, NOBODY, Slot};
+use super::core::{Core, Slot};
 use super::outbox::{Outbox, Stock};
 use super::slots::Token;
 use super::stream::{Answer, End, Role};
@@ -460,7 +460,7 @@ impl Core {
     /// Sends what is to be sent, and looks whether the tunnel has come to its end.
     pub(super) fn tunnel_flush(&mut self, tunnel: &mut Tunnel) {
         tunnel.queue_control(&mut self.stock);
-        if tunnel.sealer.is_worn() {
+        if tunnel.sealer.is_worn() && tunnel.outbox.room() > 0 {
             tunnel.new_key(&mut self.stock);
         }
         tunnel.send(&mut self.stock);
@@ -544,5 +544,5 @@ fn end_of(h2: &h2::Connection, stream: h2::Key, user: u64) -> Option<Token> {
 }
 
 fn user_token(user: u64) -> Option<Token> {
-    (user != u64::from(NOBODY)).then(|| Token::from_u64(user))
+    (user != h2::NO_USER).then(|| Token::from_u64(user))
 }

@@ -1,7 +1,6 @@
 //! Worker threads, and how they are reached from elsewhere.
 
 use std::io;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -176,7 +175,7 @@ fn run(core: Core, worker: &Worker, stop: &AtomicBool, tuning: Tuning) {
     }
     // Tasks end before what they stand on.
     drop(tasks);
-    drop(Rc::new(it));
+    drop(it);
 }
 
 /// Whether it is worth looking again at once: little came last, and that was a moment ago.
