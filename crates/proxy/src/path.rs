@@ -26,7 +26,7 @@ use crate::pods::Home;
 use crate::pods::connections::Row;
 use crate::sockets::{Held, local_address, original_destination};
 use crate::{outdated, proxy_protocol};
-use dial::{in_plaintext, through_tunnel};
+use dial::{in_plaintext, join, through_tunnel};
 use judge::{called_service, finish, permit, until_revoked};
 
 /// A connection taken from one of a pod's listeners.
@@ -200,10 +200,11 @@ async fn inbound_stream(home: &Home, client: &Client, request: Request) {
         }
     };
     let network = head.network.as_deref().unwrap_or(&context.config.network);
-    context.demand.hint(Lookup::Address(NetworkAddress::new(network, client.peer.ip()))).await;
+    let caller = NetworkAddress::new(network, client.peer.ip());
+    context.demand.hint(Lookup::Address(caller.clone())).await;
     let view = context.views.load();
     let service = called_service(&view, &workload, head.forwarded.as_ref());
-    let source = view.workload_by_address(&NetworkAddress::new(network, client.peer.ip()));
+    let source = view.workload_by_address(&caller);
     let flow = Rc::new(context.flows.open(Opening::inbound(
         &workload,
         service.map(|service| &**service),
@@ -299,10 +300,7 @@ pub(crate) async fn inbound_plaintext(home: &Home, accepted: Accepted) {
                 let application = pod.sockets.connect_on(worker, target, from).await;
                 let application = application.map_err(Failure::Connect)?;
                 flow.established(None);
-                let ends =
-                    (socket.take().map_err(Failure::Copy)?, application.take().map_err(Failure::Copy)?);
-                let joined = worker.join(ends.0, ends.1, flow.clone()).map_err(Failure::Copy)?;
-                joined.ended().await.map_err(Failure::Copy)
+                join(home, socket, application, &flow)?.ended().await.map_err(Failure::Copy)
             };
             tokio::select! {
                 biased;

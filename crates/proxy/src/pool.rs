@@ -111,11 +111,12 @@ impl<T: Tunnel> Clone for Pool<T> {
 /// Work that goes on by itself, on this thread.
 pub(crate) type Work = Pin<Box<dyn Future<Output = ()>>>;
 
-type Dialling<T> = Pin<Box<dyn Future<Output = Result<T, PoolError>>>>;
+/// Makes a tunnel. Bounded in time.
+pub(crate) type Dial<T> = Box<dyn Fn(Rc<Key>) -> Pin<Box<dyn Future<Output = Result<T, PoolError>>>>>;
 
-/// How tunnels are made, and who does it. Bounded in time.
+/// How tunnels are made, and who does it.
 pub(crate) struct Dialler<T> {
-    pub(crate) dial: Box<dyn Fn(Rc<Key>) -> Dialling<T>>,
+    pub(crate) dial: Dial<T>,
     pub(crate) spawn: Box<dyn Fn(Work)>,
 }
 

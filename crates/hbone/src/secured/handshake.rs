@@ -31,18 +31,9 @@ pub async fn client<IO: AsyncRead + AsyncWrite + Unpin>(
     // Goes nowhere: SNI is switched off and the verifier looks at identities only.
     let name = ServerName::IpAddress(peer.ip().into());
     let connection = UnbufferedClientConnection::new(config, name).map_err(HandshakeError::configuration)?;
-    let mut handshake = Handshake::new(io, peer, connection);
-    let within = settings.handshake_timeout;
-    timeout(within, handshake.run()).await.map_err(|_| HandshakeError::TlsTimeout { peer, within })??;
-    let Handshake { connection, early, received, .. } = handshake;
-    let chain: Vec<CertificateDer<'static>> = connection.peer_certificates().unwrap_or_default().to_vec();
-    let identity = identities(Some(&chain)).into_iter().find(|identity| expected.contains(identity));
-    let identity = identity.ok_or(HandshakeError::Peer { peer, fault: PeerFault::NoIdentity })?;
-    let presented = Presented::new(Some(&chain), credential.roots(), &settings.rules, Side::Server);
-    let (secrets, kernel) =
-        connection.dangerous_into_kernel_connection().map_err(HandshakeError::configuration)?;
-    let tls12 = kernel.protocol_version() == ProtocolVersion::TLSv1_2;
-    secured(secrets, Kernel::Client(kernel), tls12, identity, presented, early, received)
+    let made = Handshake::new(io, peer, connection).make(settings).await?;
+    let wanted = |identity: &Identity| expected.contains(identity);
+    made.secured(peer, wanted, credential, settings, Side::Server)
 }
 
 /// Makes the server's handshake; the client must prove an identity of our own trust domain.
@@ -54,40 +45,46 @@ pub async fn server<IO: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<Secured, HandshakeError> {
     let config = tls::server_config(credential, &settings.rules)?;
     let connection = UnbufferedServerConnection::new(config).map_err(HandshakeError::configuration)?;
-    let mut handshake = Handshake::new(io, peer, connection);
-    let within = settings.handshake_timeout;
-    timeout(within, handshake.run()).await.map_err(|_| HandshakeError::TlsTimeout { peer, within })??;
-    let Handshake { connection, early, received, .. } = handshake;
-    let chain: Vec<CertificateDer<'static>> = connection.peer_certificates().unwrap_or_default().to_vec();
+    let made = Handshake::new(io, peer, connection).make(settings).await?;
     let own = credential.identity().trust_domain();
-    let identity = identities(Some(&chain)).into_iter().find(|identity| identity.trust_domain() == own);
-    let identity = identity.ok_or(HandshakeError::Peer { peer, fault: PeerFault::NoIdentity })?;
-    let presented = Presented::new(Some(&chain), credential.roots(), &settings.rules, Side::Client);
-    let (secrets, kernel) =
-        connection.dangerous_into_kernel_connection().map_err(HandshakeError::configuration)?;
-    let tls12 = kernel.protocol_version() == ProtocolVersion::TLSv1_2;
-    secured(secrets, Kernel::Server(kernel), tls12, identity, presented, early, received)
+    made.secured(peer, |identity| identity.trust_domain() == own, credential, settings, Side::Client)
 }
 
-fn secured(
-    secrets: ExtractedSecrets,
-    kernel: Kernel,
-    tls12: bool,
-    identity: Identity,
-    presented: Presented,
+/// A handshake that went well, whichever end made it.
+struct Made<C> {
+    connection: C,
     early: Vec<u8>,
     received: Vec<u8>,
-) -> Result<Secured, HandshakeError> {
-    let unknown = || HandshakeError::configuration("a cipher suite that was not offered");
-    Ok(Secured {
-        identity,
-        sealer: Sealer::new(&secrets.tx, tls12).ok_or_else(unknown)?,
-        opener: Opener::new(&secrets.rx, tls12).ok_or_else(unknown)?,
-        keys: Keys { kernel: Box::new(kernel), tls12, partial: Vec::new() },
-        early,
-        received,
-        presented,
-    })
+}
+
+impl<C: Unbuffered> Made<C> {
+    /// Names the peer, the first of whose identities that is `wanted` counts, and takes the secrets out.
+    fn secured(
+        self,
+        peer: SocketAddr,
+        wanted: impl Fn(&Identity) -> bool,
+        credential: &Credential,
+        settings: &Settings,
+        presented_by: Side,
+    ) -> Result<Secured, HandshakeError> {
+        let Self { connection, early, received } = self;
+        let chain = connection.peer_chain().to_vec();
+        let identity = identities(Some(&chain)).into_iter().find(|identity| wanted(identity));
+        let identity = identity.ok_or(HandshakeError::Peer { peer, fault: PeerFault::NoIdentity })?;
+        let presented = Presented::new(Some(&chain), credential.roots(), &settings.rules, presented_by);
+        let (secrets, kernel, version) = connection.into_kernel().map_err(HandshakeError::configuration)?;
+        let tls12 = version == ProtocolVersion::TLSv1_2;
+        let unknown = || HandshakeError::configuration("a cipher suite that was not offered");
+        Ok(Secured {
+            identity,
+            sealer: Sealer::new(&secrets.tx, tls12).ok_or_else(unknown)?,
+            opener: Opener::new(&secrets.rx, tls12).ok_or_else(unknown)?,
+            keys: Keys { kernel: Box::new(kernel), tls12, partial: Vec::new() },
+            early,
+            received,
+            presented,
+        })
+    }
 }
 
 /// Both ends' connections, which rustls keeps as two types.
@@ -96,39 +93,42 @@ trait Unbuffered {
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
     fn is_done(&self) -> bool;
     fn alpn(&self) -> Option<&[u8]>;
+    fn peer_chain(&self) -> &[CertificateDer<'static>];
+    fn into_kernel(self) -> Result<(ExtractedSecrets, Kernel, ProtocolVersion), rustls::Error>;
 }
 
-impl Unbuffered for UnbufferedClientConnection {
-    type Data = rustls::client::ClientConnectionData;
+macro_rules! unbuffered {
+    ($connection:ty, $data:ty, $kernel:path) => {
+        impl Unbuffered for $connection {
+            type Data = $data;
 
-    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(incoming)
-    }
+            fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+                self.process_tls_records(incoming)
+            }
 
-    fn is_done(&self) -> bool {
-        !self.is_handshaking()
-    }
+            fn is_done(&self) -> bool {
+                !self.is_handshaking()
+            }
 
-    fn alpn(&self) -> Option<&[u8]> {
-        self.alpn_protocol()
-    }
+            fn alpn(&self) -> Option<&[u8]> {
+                self.alpn_protocol()
+            }
+
+            fn peer_chain(&self) -> &[CertificateDer<'static>] {
+                self.peer_certificates().unwrap_or_default()
+            }
+
+            fn into_kernel(self) -> Result<(ExtractedSecrets, Kernel, ProtocolVersion), rustls::Error> {
+                let (secrets, kernel) = self.dangerous_into_kernel_connection()?;
+                let version = kernel.protocol_version();
+                Ok((secrets, $kernel(kernel), version))
+            }
+        }
+    };
 }
 
-impl Unbuffered for UnbufferedServerConnection {
-    type Data = rustls::server::ServerConnectionData;
-
-    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(incoming)
-    }
-
-    fn is_done(&self) -> bool {
-        !self.is_handshaking()
-    }
-
-    fn alpn(&self) -> Option<&[u8]> {
-        self.alpn_protocol()
-    }
-}
+unbuffered!(UnbufferedClientConnection, rustls::client::ClientConnectionData, Kernel::Client);
+unbuffered!(UnbufferedServerConnection, rustls::server::ServerConnectionData, Kernel::Server);
 
 struct Handshake<'a, IO, C> {
     io: &'a mut IO,
@@ -151,6 +151,14 @@ enum Next {
 impl<'a, IO: AsyncRead + AsyncWrite + Unpin, C: Unbuffered> Handshake<'a, IO, C> {
     fn new(io: &'a mut IO, peer: SocketAddr, connection: C) -> Self {
         Self { io, peer, connection, received: Vec::new(), outgoing: Vec::new(), early: Vec::new() }
+    }
+
+    /// Makes it, within the limit of the settings.
+    async fn make(mut self, settings: &Settings) -> Result<Made<C>, HandshakeError> {
+        let (peer, within) = (self.peer, settings.handshake_timeout);
+        timeout(within, self.run()).await.map_err(|_| HandshakeError::TlsTimeout { peer, within })??;
+        let Self { connection, early, received, .. } = self;
+        Ok(Made { connection, early, received })
     }
 
     async fn run(&mut self) -> Result<(), HandshakeError> {

@@ -11,7 +11,7 @@ use hbone::{Baggage, Forwarded, Head, OpenError, TraceParent};
 use mesh::{Inner, Route, Workload};
 
 use crate::copy::{self, Meter, Tcp};
-use crate::engine::{Stream, Tunnel};
+use crate::engine::{Joined, Stream, Tunnel};
 use crate::failure::Failure;
 use crate::flows::Flow;
 use crate::outdated;
@@ -124,6 +124,12 @@ impl Meter for Uncounted {
     fn server_to_client(&self, _bytes: u64) {}
 }
 
+/// Joins two plain connections; the first is the client's.
+pub(super) fn join(home: &Home, client: Held, server: Held, flow: &Rc<Flow>) -> Result<Joined, Failure> {
+    let both = || home.worker.join(client.take()?, server.take()?, flow.clone());
+    both().map_err(Failure::Copy)
+}
+
 /// Carries a call in plaintext; once `outdated` resolves the connection is ended as soon as it is idle.
 pub(super) async fn in_plaintext(
     home: &Home,
@@ -134,8 +140,7 @@ pub(super) async fn in_plaintext(
 ) -> Result<(), Failure> {
     let upstream = home.pod.sockets.connect_on(&home.worker, to, None).await.map_err(Failure::Connect)?;
     flow.established(None);
-    let ends = (socket.take().map_err(Failure::Copy)?, upstream.take().map_err(Failure::Copy)?);
-    let joined = home.worker.join(ends.0, ends.1, flow.clone()).map_err(Failure::Copy)?;
+    let joined = join(home, socket, upstream, flow)?;
     tokio::select! {
         biased;
         result = joined.ended() => result.map_err(Failure::Copy),

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use super::Pod;
 use crate::context::Context;
 use crate::engine::{Loop, Role, Tunnel};
-use crate::pool::{self, Dialler, Key, Pool, PoolError};
+use crate::pool::{self, Dial, Dialler, Key, Pool, PoolError};
 use crate::sockets::{ConnectError, Sockets};
 
 /// A pod on its worker.
@@ -76,14 +76,9 @@ impl pool::Tunnel for Tunnel {
 
 /// Tunnels of a pod start in its namespace and under its identity. Connecting and the handshake's arithmetic are done
 /// beside the data path.
-#[allow(clippy::type_complexity)]
-fn dial(
-    context: &Arc<Context>,
-    sockets: &Sockets,
-    worker: &Loop,
-) -> Box<dyn Fn(Rc<Key>) -> std::pin::Pin<Box<dyn Future<Output = Result<Tunnel, PoolError>>>>> {
+fn dial(context: &Arc<Context>, sockets: &Sockets, worker: &Loop) -> Dial<Tunnel> {
     let (context, sockets, worker) = (context.clone(), sockets.clone(), worker.clone());
-    Box::new(move |key| {
+    Box::new(move |key: Rc<Key>| {
         let (context, sockets, worker) = (context.clone(), sockets.clone(), worker.clone());
         Box::pin(async move {
             let credential = context.certs.get(&key.source).await?;

@@ -20,7 +20,7 @@ use crate::sockets::{Held, Listener, canonical};
 /// Connections accepted before others get their turn.
 const BATCH: usize = 64;
 const SWEEP: Duration = Duration::from_secs(30);
-const SWEEP_AT_MOST: Duration = Duration::from_millis(250);
+const SWEEP_SOONEST: Duration = Duration::from_millis(250);
 
 /// Which of a pod's ports a connection came in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,7 +158,7 @@ async fn upkeep(home: &Home) {
     let watch = async {
         let mut changes = context.views.changes();
         // Often enough for what was asked for to be seen.
-        let often = (context.config.pool_idle / 2).clamp(SWEEP_AT_MOST, SWEEP);
+        let often = (context.config.pool_idle / 2).clamp(SWEEP_SOONEST, SWEEP);
         let mut sweep = tokio::time::interval(often);
         let mut basis = Basis::default();
         let mut revoked = context.settings.rules.revocations.changes();
