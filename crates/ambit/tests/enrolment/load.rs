@@ -17,6 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
+use crate::support::netns_of;
+
 /// How often each client asks: often, but all together not more than two cores carry in a debug build.
 fn every(pods: usize) -> Duration {
     Duration::from_millis(200.max(6 * pods as u64))
@@ -44,18 +46,6 @@ pub struct Outcome {
     pub again: u64,
     pub pooled: u64,
     pub failed: Vec<String>,
-}
-
-/// The network namespace of a pod's processes on this machine.
-pub fn netns_of(pod: &Pod) -> Option<NetNs> {
-    let uid = pod.uid()?;
-    let tags = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
-    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-        let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).ok()?;
-        tags.iter()
-            .any(|tag| cgroup.contains(tag.as_str()))
-            .then(|| NetNs::open(entry.path().join("ns/net")).ok())?
-    })
 }
 
 impl Load {

@@ -19,8 +19,8 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::{Client, ResourceExt};
-use load::{Load, netns_of};
-use support::{PATIENCE, TestLab, eventually, processes};
+use load::Load;
+use support::{PATIENCE, TestLab, eventually, netns_of, processes};
 
 const NAMESPACE: &str = "crowd";
 const PORT: u16 = 8080;

@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
 use netns::NetNs;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -38,17 +36,6 @@ pub struct Outcome {
     pub kept: u64,
     pub new: u64,
     pub failed: Vec<String>,
-}
-
-/// The network namespace of a pod's processes on this machine.
-pub fn netns_of(pod: &Pod) -> Option<NetNs> {
-    let uid = pod.uid()?;
-    let tags = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
-    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-        let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).ok()?;
-        let ours = tags.iter().any(|tag| cgroup.contains(tag.as_str()));
-        ours.then(|| NetNs::open(entry.path().join("ns/net")).ok())?
-    })
 }
 
 impl Load {

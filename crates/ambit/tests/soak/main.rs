@@ -173,7 +173,8 @@ async fn storm(
     time: Duration,
     every: Duration,
 ) -> load::Outcome {
-    let netns: Vec<NetNs> = stable.iter().map(|pod| load::netns_of(pod).expect("it has a process")).collect();
+    let netns: Vec<NetNs> =
+        stable.iter().map(|pod| support::netns_of(pod).expect("it has a process")).collect();
     let load = Load::start(&netns, &stable.iter().map(ip_of).collect::<Vec<_>>(), PORT);
     let end = Instant::now() + time;
     let lanes = (0..2).map(|lane| tokio::spawn(churn(client.clone(), netns[lane].clone(), lane, end)));

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
+use netns::NetNs;
 
 /// The binary under test.
 pub const AMBIT: &str = env!("CARGO_BIN_EXE_ambit");
@@ -177,4 +178,15 @@ pub fn processes(lab: &TestLab, subcommand: &str) -> Vec<i32> {
         }
     }
     found
+}
+
+/// The network namespace of a pod's processes on this machine.
+pub fn netns_of(pod: &Pod) -> Option<NetNs> {
+    let uid = pod.uid()?;
+    let tags = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
+    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).ok()?;
+        let ours = tags.iter().any(|tag| cgroup.contains(tag.as_str()));
+        ours.then(|| NetNs::open(entry.path().join("ns/net")).ok())?
+    })
 }

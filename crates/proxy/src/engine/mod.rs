@@ -1,4 +1,4 @@
-//! The data path: a loop a core, run to completion (docs/decisions/0007).
+//! The data path: a loop a core, run to completion (docs/decisions/0009).
 //!
 //! Each worker is a thread with its own poller. A pod is at home on one worker: its listeners, its tunnels, their
 //! streams and the sockets joined with them. What becomes readable is carried from socket to frame to record by the

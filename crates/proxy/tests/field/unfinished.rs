@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use mesh::{Action, Policy, Rule, Scope, Tunnel, Workload};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{Proxy, World, call, echo, eventually, http_get, log, workload};
+use crate::harness::{OWN_ADDRESS, Proxy, World, call, echo, eventually, http_get, log, workload};
 use crate::namespaces::in_a_node;
 
 fn names(dump: &serde_json::Value, what: &str) -> Vec<String> {
@@ -169,11 +169,7 @@ fn a_pod_that_cannot_be_served_is_forgotten_with_it_and_never_makes_the_node_unr
 fn a_proxy_carries_the_scrape_of_itself_sealed_and_without_a_loop() {
     in_a_node(|node| async move {
         let world = World::new(&node).await;
-        let own = [("POD_NAME", "own"), ("POD_NAMESPACE", "ns"), ("SERVICE_ACCOUNT", "own")];
-        let proxy = Proxy::start_with("node-c", world.address, &own).await;
-        let mut here = workload("own", "node-c", &world.a);
-        here.addresses = vec!["10.77.0.1".parse().unwrap()];
-        world.control.workload(&here);
+        let proxy = world.proxy_with_a_pod_of_its_own().await;
         let prometheus = node.pod(70);
         world.control.workload(&workload("prometheus", "node-c", &prometheus));
         assert_eq!(proxy.agent.add("prometheus", "prometheus", &prometheus).await, "");
@@ -185,8 +181,10 @@ fn a_proxy_carries_the_scrape_of_itself_sealed_and_without_a_loop() {
         })
         .await;
         let scrape = async {
-            let mut stream =
-                prometheus.connect(SocketAddr::new(here.addresses[0], proxy.stats.port())).await.unwrap();
+            let mut stream = prometheus
+                .connect(SocketAddr::new(OWN_ADDRESS.parse().unwrap(), proxy.stats.port()))
+                .await
+                .unwrap();
             stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();

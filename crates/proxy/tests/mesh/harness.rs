@@ -20,6 +20,9 @@ use wire::zds::{
 use crate::control::Control;
 use crate::namespaces::{Node, Pod};
 
+/// Where a proxy's own pod is reached: at its node.
+pub const OWN_ADDRESS: &str = "10.77.0.1";
+
 pub struct Proxy {
     pub agent: Agent,
     pub stats: SocketAddr,
@@ -237,6 +240,16 @@ impl World {
             pod.redirect();
         }
         Self { control, address, a, b, c, pa, pb }
+    }
+
+    /// A third proxy, of the node `node-c`, whose own pod `own` has the node's address.
+    pub async fn proxy_with_a_pod_of_its_own(&self) -> Proxy {
+        let own = [("POD_NAME", "own"), ("POD_NAMESPACE", "ns"), ("SERVICE_ACCOUNT", "own")];
+        let proxy = Proxy::start_with("node-c", self.address, &own).await;
+        let mut here = workload("own", "node-c", &self.a);
+        here.addresses = vec![OWN_ADDRESS.parse().unwrap()];
+        self.control.workload(&here);
+        proxy
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Status;
 
-use crate::harness::{Proxy, World, call, echo, eventually, http_get, workload};
+use crate::harness::{OWN_ADDRESS, World, call, echo, eventually, http_get, workload};
 use crate::namespaces::in_a_node;
 
 #[test]
@@ -225,17 +225,13 @@ fn a_certificate_for_somebody_else_is_refused_and_the_valid_one_is_kept() {
 fn the_proxys_own_metrics_are_reached_through_a_tunnel() {
     in_a_node(|node| async move {
         let world = World::new(&node).await;
-        let own = [("POD_NAME", "own"), ("POD_NAMESPACE", "ns"), ("SERVICE_ACCOUNT", "own")];
-        let proxy = Proxy::start_with("node-c", world.address, &own).await;
-        let mut here = workload("own", "node-c", &world.a);
-        here.addresses = vec!["10.77.0.1".parse().unwrap()];
-        world.control.workload(&here);
+        let proxy = world.proxy_with_a_pod_of_its_own().await;
         eventually("it is known to a", || async {
             world.pa.dump().await["workloads"].as_array().unwrap().iter().any(|w| w["name"] == "own")
         })
         .await;
         let mut stream =
-            world.a.connect(SocketAddr::new(here.addresses[0], proxy.stats.port())).await.unwrap();
+            world.a.connect(SocketAddr::new(OWN_ADDRESS.parse().unwrap(), proxy.stats.port())).await.unwrap();
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
