@@ -86,6 +86,7 @@ pub struct World {
     control: Control,
     control_port: u16,
     pub congestion: String,
+    _allowed: Allowed,
     hosts: Vec<Space>,
     logs: tempfile::TempDir,
     own: PathBuf,
@@ -100,13 +101,24 @@ impl World {
         switch.sh("ip link add br0 type bridge && ip addr add 10.78.0.1/16 dev br0 && ip link set br0 up")?;
         let congestion =
             std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")?.trim().to_owned();
+        let allowed = Allowed::too("cubic")?;
         nix::sched::setns(std::fs::File::open(switch.path())?, nix::sched::CloneFlags::CLONE_NEWNET)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (control, port) = runtime.block_on(Control::start_on("10.78.0.1:0"));
         let control_port = port.port();
         let (logs, own) = (tempfile::tempdir()?, std::env::current_exe()?);
         Ok((
-            Self { prefix, switch, control, control_port, congestion, hosts: Vec::new(), logs, own },
+            Self {
+                prefix,
+                switch,
+                control,
+                control_port,
+                congestion,
+                _allowed: allowed,
+                hosts: Vec::new(),
+                logs,
+                own,
+            },
             runtime,
         ))
     }
@@ -301,6 +313,33 @@ impl World {
             self.start(lane).await?;
         }
         Ok(())
+    }
+}
+
+/// Which congestion control a namespace may have by default, which only the machine's own namespace says; put back when
+/// dropped.
+struct Allowed {
+    home: NetNs,
+    before: String,
+}
+
+const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+
+impl Allowed {
+    fn too(name: &str) -> anyhow::Result<Self> {
+        let home = NetNs::current()?;
+        let before = std::fs::read_to_string(ALLOWED)?.trim().to_owned();
+        if !before.split(' ').any(|known| known == name) {
+            std::fs::write(ALLOWED, format!("{before} {name}"))?;
+        }
+        Ok(Self { home, before })
+    }
+}
+
+impl Drop for Allowed {
+    fn drop(&mut self) {
+        // An error means that it stays allowed, which harms nobody.
+        let _ = self.home.try_run(|| std::fs::write(ALLOWED, &self.before));
     }
 }
 
