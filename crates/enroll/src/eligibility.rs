@@ -36,6 +36,9 @@ pub struct SelectorPair {
     pub namespace_selector: LabelSelector,
 }
 
+/// The default: the namespace whose pods are never enrolled.
+pub const DEFAULT_EXCLUDED: &str = "kube-system";
+
 /// The default: pods labelled `ambient`, and all pods of namespaces labelled `ambient` but those labelled `none`.
 pub fn default_selectors() -> Vec<SelectorPair> {
     let ambient = || LabelSelector {

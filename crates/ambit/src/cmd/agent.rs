@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use enroll::config::{CniInstall, Config, PROBE_SNAT_V4, PROBE_SNAT_V6};
-use enroll::eligibility::{SelectorPair, default_selectors};
+use enroll::eligibility::{DEFAULT_EXCLUDED, SelectorPair, default_selectors};
 use enroll::firewall::Backend;
 use enroll::privileges;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, env = "AMBIENT_ENABLEMENT_SELECTOR")]
     enablement_selector: Option<String>,
     /// Namespaces whose pods are never enrolled, comma-separated
-    #[arg(long, env = "EXCLUDE_NAMESPACES", value_delimiter = ',', default_value = "kube-system")]
+    #[arg(long, env = "EXCLUDE_NAMESPACES", value_delimiter = ',', default_value = DEFAULT_EXCLUDED)]
     exclude_namespaces: Vec<String>,
     /// Send the pods' DNS queries to the node proxy
     #[arg(long, env = "AMBIENT_DNS_CAPTURE", action = clap::ArgAction::Set, default_value_t = false)]

@@ -8,7 +8,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use enroll::config::STATUS_PORT;
-use enroll::eligibility::{REDIRECTION_ANNOTATION, Rules, Verdict, chosen_by, default_selectors, judge};
+use enroll::eligibility::{
+    DEFAULT_EXCLUDED, REDIRECTION_ANNOTATION, Rules, Verdict, chosen_by, default_selectors, judge,
+};
 use enroll::status::PodStatus;
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
 use k8s_openapi::jiff::Timestamp;
@@ -138,7 +140,7 @@ fn node_of(pod: &Pod) -> Option<&str> {
 async fn from_api(client: &Client, mesh: &str, pod: &Pod) -> anyhow::Result<PodStatus> {
     let namespace = pod.namespace().unwrap_or_default();
     let of = Api::<Namespace>::all(client.clone()).get(&namespace).await?;
-    let rules = Rules::new(&default_selectors(), &["kube-system".to_owned()], mesh)?;
+    let rules = Rules::new(&default_selectors(), &[DEFAULT_EXCLUDED.to_owned()], mesh)?;
     let (wanted, why) = match judge(&rules, pod, of.labels()) {
         Verdict::Enrol => (true, chosen_by(&rules, pod, of.labels())),
         Verdict::Not(reason) => (false, reason.to_string()),

@@ -240,11 +240,12 @@ impl Flow {
 
     fn end(&self, flag: ResponseFlag, error: Option<String>) {
         let (opening, series) = (self.opening(), self.series());
+        let bytes = (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed));
+        // The line first: whoever sees it counted finds it written.
+        log::complete(opening, series, bytes, self.since.elapsed(), error.as_deref());
         series.close(flag);
         self.flows.registry.touch(series);
         self.flows.sockets[opening.reporter as usize].fetch_sub(1, Ordering::Relaxed);
-        let bytes = (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed));
-        log::complete(opening, series, bytes, self.since.elapsed(), error.as_deref());
     }
 }
 

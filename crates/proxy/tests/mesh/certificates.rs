@@ -161,8 +161,13 @@ fn when_the_authority_is_away_for_longer_than_certificates_live_calls_fail_close
         world.control.ca_fails(Some(Status::unavailable("gone")));
         // Also through the tunnel that there is.
         eventually("calls fail", || async { call(&world.a, world.b.at(8080), b"hi").await.is_err() }).await;
-        let lines = log::lines("outbound", "connection complete");
-        let line = lines.iter().rfind(|line| line.contains_key("error")).unwrap();
+        // The client may see its end a moment before it is written down.
+        let failed = || {
+            let lines = log::lines("outbound", "connection complete");
+            lines.into_iter().rfind(|line| line.contains_key("error"))
+        };
+        eventually("it is logged", async || failed().is_some()).await;
+        let line = failed().unwrap();
         assert!(
             line["error"].contains("certificate expired for spiffe://cluster.local/ns/ns/sa/"),
             "{line:?}"

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -119,7 +120,7 @@ impl Proxy {
         ]);
         vars.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let mut config = proxy::Config::from_vars(vars).unwrap();
-        let (admin, stats, readiness) = (free_port().await, free_port().await, free_port().await);
+        let (admin, stats, readiness) = (free_port(), free_port(), free_port());
         change(&mut config);
         config.ports = proxy::Ports { admin: admin.port(), stats: stats.port(), readiness: readiness.port() };
         let (stop, stopped) = oneshot::channel();
@@ -148,8 +149,11 @@ impl Proxy {
     }
 }
 
-async fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+/// A port that nobody else takes: below those that the kernel gives to whoever asks for any, which a connection could be
+/// given before the proxy listens. The namespace is the test's own.
+fn free_port() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    SocketAddr::from(([127, 0, 0, 1], NEXT.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// Status and body.
