@@ -64,8 +64,11 @@ async fn two_labels_secure_every_scrape_and_nothing_that_dies_takes_one_with_it(
     assert_eq!(generations(&client).await, before);
 
     // A stranger that comes now still gets its answers, and the metrics say that they were not encrypted.
-    let stranger = pod(&client, "legacy", "batch").await.name_any();
-    Api::<Pod>::namespaced(client.clone(), "legacy").delete(&stranger, &Default::default()).await.unwrap();
+    let stranger_name = pod(&client, "legacy", "batch").await.name_any();
+    Api::<Pod>::namespaced(client.clone(), "legacy")
+        .delete(&stranger_name, &Default::default())
+        .await
+        .unwrap();
     let stranger = r#"istio_tcp_received_bytes_total{source_workload="batch-v1",destination_workload="productpage-v1",reporter="destination"}"#;
     eventually("the stranger's calls in plaintext", || async {
         let series = prometheus.query(stranger).await?;
@@ -80,6 +83,17 @@ async fn two_labels_secure_every_scrape_and_nothing_that_dies_takes_one_with_it(
     })
     .await;
 
+    // The stranger's successor is the one that counts from here on.
+    eventually("the stranger to be replaced", || async {
+        let now = generations(&client).await;
+        let successors = now.keys().filter(|name| name.starts_with("batch-v1") && **name != stranger_name);
+        if successors.count() == 1 && !now.contains_key(&stranger_name) {
+            Ok(())
+        } else {
+            Err(format!("{now:?}"))
+        }
+    })
+    .await;
     let before = generations(&client).await;
 
     // The control plane or the agent dies: no scrape notices.

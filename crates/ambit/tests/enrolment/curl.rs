@@ -29,9 +29,8 @@ impl Curl {
         Self { child, said }
     }
 
-    /// Stops it: how many requests were answered, over how many connections. Panics when one was not.
-    pub fn stop(mut self) -> (usize, usize) {
-        assert!(self.child.try_wait().unwrap().is_none(), "curl ended by itself");
+    /// How many requests were answered so far, over how many connections. Panics when one was not.
+    pub fn answered(&self) -> (usize, usize) {
         let said = std::fs::read_to_string(self.said.path()).unwrap();
         // The last line may be half written.
         let lines = said.split_inclusive('\n').filter(|line| line.ends_with('\n'));
@@ -42,6 +41,12 @@ impl Curl {
             })
             .collect();
         (connections.len(), connections.iter().sum())
+    }
+
+    /// Stops it; answers as [`Self::answered`] does.
+    pub fn stop(mut self) -> (usize, usize) {
+        assert!(self.child.try_wait().unwrap().is_none(), "curl ended by itself");
+        self.answered()
     }
 }
 

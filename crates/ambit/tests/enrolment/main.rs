@@ -125,6 +125,15 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
 }
 
+/// Waits until curl, which had dialled `before` times, was made to dial once more.
+async fn dials_anew(curl: &curl::Curl, before: usize) {
+    eventually("curl to dial anew", || async {
+        let (answered, dialled) = curl.answered();
+        if dialled > before { Ok(()) } else { Err(format!("{answered} requests over {dialled} connections")) }
+    })
+    .await;
+}
+
 /// What a namespace has that nobody but its owner may change.
 fn footprint(netns: &netns::NetNs) -> String {
     let run = |command: &[&str]| {
@@ -182,6 +191,7 @@ async fn many_pods_join_and_leave_under_requests_and_none_is_lost() {
 
     for (round, quiet) in [(1, "hush-first"), (2, "hush-again")] {
         let start = Instant::now();
+        let (_, dialled) = curl.answered();
         lab.label(NAMESPACE, "ambient").await;
         let took = until_enrolled(&client, &crowd, true).await;
         println!(
@@ -193,6 +203,7 @@ async fn many_pods_join_and_leave_under_requests_and_none_is_lost() {
         // Connections older than the enrolment end one after the other, as they become idle.
         let silent = until_silent(&load, &ears, &format!("word-old-{round}")).await;
         println!("round {round}: nothing readable {:?} after the label", silent.duration_since(start));
+        dials_anew(&curl, dialled).await;
         load.say(quiet);
         let before = load.requests();
         tokio::time::sleep(WINDOW).await;
@@ -205,18 +216,20 @@ async fn many_pods_join_and_leave_under_requests_and_none_is_lost() {
         for (name, before, netns) in &untouched {
             assert_eq!(&footprint(netns), before, "{name} was touched");
         }
+        let (_, dialled) = curl.answered();
         lab.label(NAMESPACE, "").await;
         let took = until_enrolled(&client, &crowd, false).await;
         println!("round {round}: all out after {:?}", took.last().unwrap());
         let word = format!("word-out-{round}");
         load.say(&word);
         eventually("plaintext to be readable again", || async { ears.heard(&word) }).await;
+        dials_anew(&curl, dialled).await;
     }
     assert_eq!(of_nodes(&nodes), rules_of_nodes);
 
     let (answered, connections) = curl.stop();
     println!("curl: {answered} requests over {connections} connections, none failed");
-    assert!(answered > 50 && connections > 4, "it was made to dial anew at each change");
+    assert!(answered > 50, "it asked all the while");
     let result = load.stop().await;
     println!(
         "{} requests, {} over a connection dialled anew, {} of pools, {} failed",

@@ -154,7 +154,9 @@ pub async fn pod(client: &Client, namespace: &str, app: &str) -> Pod {
 /// UID and restarts of all pods outside the mesh.
 pub async fn generations(client: &Client) -> BTreeMap<String, (String, i32)> {
     let pods = Api::<Pod>::all(client.clone()).list(&ListParams::default()).await.unwrap();
-    let of_users = pods.iter().filter(|pod| pod.namespace().as_deref() != Some("ambit-system"));
+    let of_users = pods.iter().filter(|pod| {
+        pod.namespace().as_deref() != Some("ambit-system") && pod.metadata.deletion_timestamp.is_none()
+    });
     of_users
         .map(|pod| {
             let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
