@@ -83,6 +83,8 @@ pub struct Config {
     pub workers: usize,
     /// How long a worker that has little to do looks for more before it sleeps (`BUSY_SPIN`); zero: not at all.
     pub busy_spin: Duration,
+    /// How two pods of this node are joined (`SAME_NODE`).
+    pub same_node: SameNode,
     /// Names.
     pub dns: Dns,
     /// Trust domain of this proxy's own identity (`TRUST_DOMAIN`).
@@ -95,6 +97,16 @@ pub struct Config {
     pub ports: Ports,
     /// Variables that look as if they were meant for a node proxy, and that this one does not know.
     pub unknown: Vec<String>,
+}
+
+/// How two enrolled pods of one node are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SameNode {
+    /// By mutual TLS, as pods of different nodes are.
+    Encrypt,
+    /// Directly, after the same checks of identities and policies; nothing is encrypted, since nothing leaves the node.
+    Splice,
 }
 
 /// The observer that is told of flows.

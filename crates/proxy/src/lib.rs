@@ -20,6 +20,7 @@ mod hostnames;
 mod http;
 mod local;
 pub mod logging;
+mod memory;
 mod outdated;
 mod path;
 mod pods;

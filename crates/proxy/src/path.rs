@@ -5,6 +5,7 @@
 
 mod dial;
 mod judge;
+mod neighbour;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ use crate::sockets::{Held, local_address, original_destination};
 use crate::{outdated, proxy_protocol};
 use dial::{in_plaintext, join, through_tunnel};
 use judge::{called_service, finish, permit, until_revoked};
+use neighbour::Neighbour;
 
 /// A connection taken from one of a pod's listeners.
 pub(crate) struct Accepted {
@@ -42,25 +44,32 @@ pub(crate) struct Accepted {
 /// An application of the pod calls somebody.
 pub(crate) async fn outbound(home: &Home, accepted: Accepted) {
     let Home { context, pod, .. } = home;
-    let Accepted { socket, peer, .. } = accepted;
+    let peer = accepted.peer;
     let refuse = |dst, failure: &Failure| context.refused(pod, Reporter::Source, peer, dst, failure);
     // identify
-    let destination = match original_destination(&socket) {
+    let destination = match original_destination(&accepted.socket) {
         Ok(destination) => destination,
         Err(error) => return refuse(None, &Failure::OriginalDestination(error)),
     };
-    let source = match pod.workload(context).await {
+    // What is only needed until a decision is there is boxed, and not kept for as long as the connection lasts.
+    let source = match Box::pin(pod.workload(context)).await {
         Ok(workload) => workload,
         Err(failure) => return refuse(Some(destination), &failure),
     };
     // decide
-    let decision = match decided(context, &source, destination).await {
+    let decision = match Box::pin(decided(context, &source, destination)).await {
         Ok(decision) => decision,
         Err(failure) => return refuse(Some(destination), &failure),
     };
     let Some(opening) = Opening::outbound(&source, peer, &decision) else {
         return refuse(Some(destination), &why_not(decision));
     };
+    if let Decision::Tunnel(route) = &decision
+        && let Some(neighbour) = Neighbour::of(context, route)
+    {
+        return neighbour.join(home, &source, route, opening, accepted, destination).await;
+    }
+    let socket = accepted.socket;
     let flow = Rc::new(context.flows.open(opening));
     // dial, copy
     let row = |actual, protocol| {
@@ -80,7 +89,7 @@ pub(crate) async fn outbound(home: &Home, accepted: Accepted) {
         Decision::Refuse(_) | Decision::Need(_) | Decision::Resolve { .. } => return,
     };
     // account
-    finish(&flow, result);
+    finish(&flow, &result);
 }
 
 /// Decides, and looks up what is missing for a decision.
@@ -192,7 +201,7 @@ async fn inbound_stream(home: &Home, client: &Client, request: Request) {
         let arrival = arrive(&view, &workload, client.local, &head.authority, on_loopback)?;
         Ok::<_, Failure>((head, workload, arrival))
     };
-    let (head, workload, arrival) = match known.await {
+    let (head, workload, arrival) = match Box::pin(known).await {
         Ok(known) => known,
         Err(failure) => {
             responder.refuse(failure.status());
@@ -239,7 +248,7 @@ async fn inbound_stream(home: &Home, client: &Client, request: Request) {
     };
     let dialled = tokio::select! {
         biased;
-        dialled = dial => dialled,
+        dialled = Box::pin(dial) => dialled,
         () = responder.abandoned() => return flow.close(Err(&Failure::Abandoned)),
     };
     let application = match dialled {
@@ -261,7 +270,7 @@ async fn inbound_stream(home: &Home, client: &Client, request: Request) {
         Err(error) => Err(Failure::Copy(error)),
     };
     // account
-    finish(&flow, result);
+    finish(&flow, &result);
 }
 
 /// Somebody without the mesh calls an application of the pod.
@@ -300,7 +309,7 @@ pub(crate) async fn inbound_plaintext(home: &Home, accepted: Accepted) {
                 let application = pod.sockets.connect_on(worker, target, from).await;
                 let application = application.map_err(Failure::Connect)?;
                 flow.established(None);
-                join(home, socket, application, &flow)?.ended().await.map_err(Failure::Copy)
+                join(home, socket, application, flow.clone())?.ended().await.map_err(Failure::Copy)
             };
             tokio::select! {
                 biased;
@@ -311,5 +320,5 @@ pub(crate) async fn inbound_plaintext(home: &Home, accepted: Accepted) {
         Err(failure) => Err(failure),
     };
     // account
-    finish(&flow, result);
+    finish(&flow, &result);
 }

@@ -24,10 +24,11 @@ use crate::reports::{Observer, Reports};
 use crate::sockets::Sockets;
 use crate::views::Views;
 use crate::xds::Demand;
-use crate::{local, revocation, xds};
+use crate::{local, memory, revocation, xds};
 
 const STATE_TASK: &str = "state manager";
 const SERIES_SWEEP: Duration = Duration::from_secs(60);
+const TIDE: Duration = Duration::from_secs(1);
 /// Changes of the view come in bursts; which certificates they need is worked out once for each.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -290,9 +291,17 @@ async fn warm(
 
 async fn sweep(flows: Arc<Flows>) {
     let mut turn = tokio::time::interval(SERIES_SWEEP);
+    let mut look = tokio::time::interval(TIDE);
+    let mut tide = memory::Tide::default();
     loop {
-        turn.tick().await;
-        flows.sweep();
+        tokio::select! {
+            _ = turn.tick() => flows.sweep(),
+            _ = look.tick() => {
+                if tide.has_ebbed(flows.open_now()) {
+                    let _ = tokio::task::spawn_blocking(memory::give_back).await;
+                }
+            }
+        }
     }
 }
 

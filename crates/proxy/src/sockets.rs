@@ -9,9 +9,11 @@ mod dns;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use netns::NetNs;
+use parking_lot::Mutex;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -21,6 +23,8 @@ use crate::engine::Loop;
 /// How long a TCP connection may take to be established.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const BACKLOG: i32 = 1024;
+/// Sockets made in a namespace at once.
+const MADE_AT_ONCE: usize = 4;
 /// Inside a pod nothing is gained by pacing, and much is lost (docs/performance.md).
 const LOCAL_CONGESTION: &[u8] = b"cubic";
 
@@ -33,6 +37,8 @@ pub(crate) struct Sockets {
     original_source: Option<bool>,
     ipv6: bool,
     keepalive: Keepalive,
+    /// Made before they were asked for; shared by all copies.
+    spare: Arc<Mutex<Vec<Socket>>>,
 }
 
 /// A listener, whose connections inherit its options, and whether it can pass on the addresses of clients.
@@ -51,6 +57,7 @@ impl Sockets {
             original_source: config.original_source,
             ipv6: config.ipv6,
             keepalive: config.keepalive,
+            spare: Arc::default(),
         }
     }
 
@@ -63,7 +70,13 @@ impl Sockets {
             original_source: Some(false),
             ipv6: config.ipv6,
             keepalive: config.keepalive,
+            spare: Arc::default(),
         }
+    }
+
+    /// Whether the application may be called from its clients' own addresses.
+    pub(crate) fn may_borrow_addresses(&self) -> bool {
+        self.original_source != Some(false)
     }
 
     fn enter<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
@@ -165,17 +178,32 @@ impl Sockets {
     }
 
     fn outgoing(&self, to: SocketAddr, from: Option<IpAddr>) -> io::Result<Socket> {
-        let socket = self.enter(|| {
-            let socket = self.socket(Domain::for_address(to))?;
-            // A socket cannot talk to itself under a borrowed address.
-            if let Some(from) = from.filter(|from| *from != to.ip() && from.is_ipv4() == to.is_ipv4())
-                && let Err(error) = borrow_address(&socket, from)
-            {
-                tracing::debug!(%error, %from, "the client's address cannot be passed on");
-            }
-            Ok(socket)
-        })?;
+        let socket = match to {
+            SocketAddr::V4(_) => self.next_v4()?,
+            SocketAddr::V6(_) => self.enter(|| self.socket(Domain::IPV6))?,
+        };
         self.tune(&socket, true);
+        // A socket cannot talk to itself under a borrowed address.
+        if let Some(from) = from.filter(|from| *from != to.ip() && from.is_ipv4() == to.is_ipv4())
+            && let Err(error) = borrow_address(&socket, from)
+        {
+            tracing::debug!(%error, %from, "the client's address cannot be passed on");
+        }
+        Ok(socket)
+    }
+
+    /// The next socket of IPv4. Entering a namespace costs as much as making several sockets, so some are made at once.
+    fn next_v4(&self) -> io::Result<Socket> {
+        if let Some(socket) = self.spare.lock().pop() {
+            return Ok(socket);
+        }
+        let mut made = self.enter(|| {
+            let mut made = vec![self.socket(Domain::IPV4)?];
+            made.extend((1..MADE_AT_ONCE).map_while(|_| self.socket(Domain::IPV4).ok()));
+            Ok(made)
+        })?;
+        let socket = made.pop().ok_or(io::ErrorKind::NotFound)?;
+        self.spare.lock().append(&mut made);
         Ok(socket)
     }
 
@@ -206,15 +234,11 @@ pub(crate) enum ConnectError {
 
 fn borrow_address(socket: &Socket, from: IpAddr) -> io::Result<()> {
     match from {
-        IpAddr::V4(_) => {
-            socket.set_ip_transparent_v4(true)?;
-            socket.set_freebind_v4(true)?;
-        }
-        IpAddr::V6(_) => {
-            socket.set_ip_transparent_v6(true)?;
-            socket.set_freebind_v6(true)?;
-        }
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
     }
+    // The port is chosen when the destination is known: a port is then taken only once for each destination.
+    let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
     socket.bind(&SocketAddr::new(from, 0).into())
 }
 

@@ -30,6 +30,9 @@ pub struct Args {
     /// Another proxy to be measured side by side, such as an older `ambit` or a ztunnel
     #[arg(long, value_name = "PATH")]
     against: Option<PathBuf>,
+    /// A further variable of the proxy, such as `SAME_NODE=splice`
+    #[arg(long, value_name = "NAME=VALUE")]
+    set: Vec<String>,
     /// Only look whether bytes come through unharmed
     #[arg(long)]
     check: bool,
@@ -65,6 +68,9 @@ pub fn bench(args: &Args) -> anyhow::Result<()> {
         if let Some(value) = value {
             command.arg(name).arg(value);
         }
+    }
+    for variable in &args.set {
+        command.arg("--set").arg(variable);
     }
     run(&mut command)
 }

@@ -36,7 +36,7 @@ const CHECKS: usize = 80;
 const CHECKS_QUICK: usize = 16;
 
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let (mut world, runtime) = World::new()?;
+    let (mut world, runtime) = World::new(&options.set)?;
     let mut report = Report::default();
     let outcome = runtime.block_on(all(&mut world, options, &mut report));
     println!("\n{}", report.table());
@@ -48,7 +48,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 
 /// Looks whether bytes come through unharmed, and no more.
 pub fn check_only(options: &Options) -> anyhow::Result<()> {
-    let (mut world, runtime) = World::new()?;
+    let (mut world, runtime) = World::new(&options.set)?;
     runtime.block_on(async { check(&pairs(&mut world, options).await?, CHECKS) })
 }
 

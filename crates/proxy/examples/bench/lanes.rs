@@ -90,11 +90,12 @@ pub struct World {
     hosts: Vec<Space>,
     logs: tempfile::TempDir,
     own: PathBuf,
+    set: Vec<(String, String)>,
 }
 
 impl World {
     /// Makes the switch, and lives in it from now on.
-    pub fn new() -> anyhow::Result<(Self, tokio::runtime::Runtime)> {
+    pub fn new(set: &[(String, String)]) -> anyhow::Result<(Self, tokio::runtime::Runtime)> {
         sweep(PREFIX);
         let prefix = format!("{PREFIX}{}", std::process::id());
         let switch = Space::new(format!("{prefix}-sw"))?;
@@ -118,6 +119,7 @@ impl World {
                 hosts: Vec::new(),
                 logs,
                 own,
+                set: set.to_vec(),
             },
             runtime,
         ))
@@ -237,7 +239,7 @@ impl World {
         let at = format!("http://10.78.0.1:{}", self.control_port);
         let token = directory.path().join("token");
         std::fs::write(&token, "token")?;
-        let variables: BTreeMap<&str, String> = BTreeMap::from([
+        let mut variables: BTreeMap<&str, String> = BTreeMap::from([
             ("NODE_NAME", format!("node-{}", lane.name)),
             ("XDS_ADDRESS", at.clone()),
             ("CA_ADDRESS", at),
@@ -250,6 +252,9 @@ impl World {
             ("ISTIO_META_DNS_CAPTURE", "false".into()),
             ("AUTH_TOKEN", token.display().to_string()),
         ]);
+        if lane.name == "mesh" {
+            variables.extend(self.set.iter().map(|(name, value)| (&**name, value.clone())));
+        }
         let mut command = host.command(program);
         if program.file_name().is_some_and(|name| name == "ambit") {
             command.arg("proxy");

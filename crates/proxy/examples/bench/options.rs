@@ -15,7 +15,7 @@ const CUBIC: [&str; 6] = [
 ];
 
 pub const USAGE: &str = "bench run|check [--quick] [--rounds N] [--seconds N] [--only FIGURE,…] [--json FILE] \
-[--proxy PATH] [--against PATH]";
+[--proxy PATH] [--against PATH] [--set NAME=VALUE]";
 
 pub struct Options {
     pub quick: bool,
@@ -25,6 +25,8 @@ pub struct Options {
     pub json: Option<PathBuf>,
     pub proxy: PathBuf,
     pub against: Option<PathBuf>,
+    /// Further variables of the proxy, not of the one it is compared with.
+    pub set: Vec<(String, String)>,
 }
 
 impl Options {
@@ -38,6 +40,7 @@ impl Options {
             json: None,
             proxy: near,
             against: None,
+            set: Vec::new(),
         };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
@@ -50,6 +53,11 @@ impl Options {
                 "--json" => options.json = Some(value()?.into()),
                 "--proxy" => options.proxy = value()?.into(),
                 "--against" => options.against = Some(value()?.into()),
+                "--set" => {
+                    let (name, value) =
+                        value()?.split_once('=').ok_or_else(|| anyhow::anyhow!("--set wants NAME=VALUE"))?;
+                    options.set.push((name.into(), value.into()));
+                }
                 other => anyhow::bail!("unknown option {other}; usage: {USAGE}"),
             }
         }

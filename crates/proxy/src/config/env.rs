@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::proxy_config::{self, ProxyConfig};
-use super::{Config, Dns, FlowTarget, Headers, Keepalive, Local, Log, Own, Ports, Remote, Root, Token};
+use super::{
+    Config, Dns, FlowTarget, Headers, Keepalive, Local, Log, Own, Ports, Remote, Root, SameNode, Token,
+};
 use super::{known, refused, workers};
 
 /// A variable whose value cannot be understood.
@@ -123,6 +125,11 @@ impl Vars {
             termination_deadline: self.termination_deadline()?,
             workers: workers::count(self, std::thread::available_parallelism().map_or(2, usize::from))?,
             busy_spin: self.duration("BUSY_SPIN", Duration::ZERO)?,
+            same_node: match self.text("SAME_NODE") {
+                None | Some("encrypt") => SameNode::Encrypt,
+                Some("splice") => SameNode::Splice,
+                Some(other) => return Err(error("SAME_NODE", other, "expected `encrypt` or `splice`")),
+            },
             dns: Dns {
                 capture,
                 resolv_conf: "/etc/resolv.conf".into(),

@@ -42,6 +42,7 @@ const KNOWN: &[&str] = &[
     "PROXY_CONFIG",
     "PROXY_MODE",
     "PROXY_WORKLOAD_INFO",
+    "SAME_NODE",
     "TLS12_ENABLED",
     "UNSTABLE_ENABLE_SOCKS5",
     "XDS_ADDRESS",

@@ -12,6 +12,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::outbox::Stock;
 use super::pair::Pair;
+use super::pipe::Pipes;
 use super::slots::{Slots, Token};
 use super::stream::End;
 use super::tunnel::{Arrived, Tunnel};
@@ -51,6 +52,7 @@ pub(super) struct Core {
     pub(super) opening: Vec<Token>,
     pub(super) stock: Stock,
     pub(super) scratch: Box<[u8]>,
+    pub(super) pipes: Pipes,
     pub(super) arrived: Arrived,
     /// The time of this turn.
     pub(super) now: Instant,
@@ -67,6 +69,7 @@ impl Core {
             opening: Vec::new(),
             stock: Stock::default(),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
+            pipes: Pipes::default(),
             arrived: Arrived::default(),
             now: Instant::now(),
         })

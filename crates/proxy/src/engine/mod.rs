@@ -12,6 +12,7 @@ mod core;
 mod handles;
 mod outbox;
 mod pair;
+mod pipe;
 mod slots;
 mod stream;
 mod tasks;

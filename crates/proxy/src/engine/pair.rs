@@ -1,4 +1,5 @@
-//! Two sockets that are joined: plaintext in, plaintext out.
+//! Two sockets that are joined: plaintext in, plaintext out. What is small is copied; what comes in bulk is spliced,
+//! which costs more system calls and no copying.
 
 use std::cell::Cell;
 use std::io::{self, Read, Write};
@@ -12,6 +13,7 @@ use nix::sys::epoll::EpollFlags;
 use socket2::Socket;
 
 use super::core::{Core, Slot};
+use super::pipe::{Pipe, Pipes};
 use super::slots::Token;
 use super::stream::Pending;
 use crate::copy::Meter;
@@ -19,6 +21,8 @@ use crate::sockets::reset_on_close;
 
 /// Reads of one direction in one turn.
 const READS: usize = 4;
+/// A read of so many bytes shows that more of them are to come.
+const BULK: usize = 64 << 10;
 
 /// One of the two sockets.
 pub(super) struct Side {
@@ -31,6 +35,10 @@ pub(super) struct Side {
     /// It has been told that the other one has ended.
     told: bool,
     pending: Pending,
+    /// What was spliced from the other one and not taken yet.
+    piped: Option<Pipe>,
+    /// It sends more than is worth copying.
+    bulk: bool,
 }
 
 impl Side {
@@ -43,7 +51,58 @@ impl Side {
             ended: false,
             told: false,
             pending: Pending::default(),
+            piped: None,
+            bulk: false,
         }
+    }
+
+    /// Gives it what it has not taken yet; how much it took.
+    fn push(&mut self, pipes: &mut Pipes) -> io::Result<usize> {
+        let mut moved = 0;
+        while !self.pending.is_empty() && self.writable {
+            match put(&self.socket, self.pending.rest())? {
+                Some(bytes) => {
+                    self.pending.consume(bytes);
+                    moved += bytes;
+                }
+                None => self.writable = false,
+            }
+        }
+        while self.writable
+            && let Some(pipe) = &mut self.piped
+        {
+            match pipe.drain(&self.socket)? {
+                Some(bytes) => moved += bytes,
+                None => self.writable = false,
+            }
+            if pipe.is_empty()
+                && let Some(pipe) = self.piped.take()
+            {
+                pipes.give_back(pipe);
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Whether it has taken all that there was for it.
+    fn is_served(&self) -> bool {
+        self.pending.is_empty() && self.piped.is_none()
+    }
+
+    /// Reads in bulk into a pipe for `sink`. False: no pipe is to be had.
+    fn splice_to(&mut self, sink: &mut Self, pipes: &mut Pipes) -> io::Result<bool> {
+        let Ok(mut pipe) = pipes.take() else { return Ok(false) };
+        match pipe.fill(&self.socket)? {
+            Some(0) => self.ended = true,
+            Some(bytes) => self.bulk = bytes >= BULK,
+            // The pipe was empty: it is the socket that has nothing.
+            None => (self.readable, self.bulk) = (false, false),
+        }
+        match pipe.is_empty() {
+            true => pipes.give_back(pipe),
+            false => sink.piped = Some(pipe),
+        }
+        Ok(true)
     }
 
     /// Whether bytes have arrived that nobody has read yet.
@@ -103,32 +162,34 @@ impl Pair {
     }
 
     /// Carries bytes from side `from` to the other. True: there is more to do than one turn allows.
-    fn carry(&mut self, from: usize, scratch: &mut [u8], now: Instant) -> io::Result<bool> {
+    fn carry(
+        &mut self,
+        from: usize,
+        scratch: &mut [u8],
+        pipes: &mut Pipes,
+        now: Instant,
+    ) -> io::Result<bool> {
         let [first, second] = &mut self.sides;
         let (source, sink) = if from == 0 { (first, second) } else { (second, first) };
         let mut moved = 0;
         let mut more = false;
         for turn in 0.. {
-            while !sink.pending.is_empty() && sink.writable {
-                match put(&sink.socket, sink.pending.rest())? {
-                    Some(bytes) => {
-                        sink.pending.consume(bytes);
-                        moved += bytes;
-                    }
-                    None => sink.writable = false,
-                }
-            }
-            if !sink.pending.is_empty() || !source.readable || source.ended {
+            moved += sink.push(pipes)?;
+            if !sink.is_served() || !source.readable || source.ended {
                 break;
             }
             if turn == READS {
                 more = true;
                 break;
             }
+            if source.bulk && source.splice_to(sink, pipes)? {
+                continue;
+            }
             match (&source.socket).read(scratch) {
                 Ok(0) => source.ended = true,
                 Ok(bytes) => {
                     source.readable = source.hup || bytes == scratch.len();
+                    source.bulk = bytes >= BULK;
                     let written = if sink.writable { put(&sink.socket, &scratch[..bytes])? } else { None };
                     let written = written.unwrap_or(0);
                     moved += written;
@@ -142,7 +203,7 @@ impl Pair {
                 Err(error) => return Err(error),
             }
         }
-        if source.ended && sink.pending.is_empty() && !sink.told {
+        if source.ended && sink.is_served() && !sink.told {
             sink.told = true;
             // When both have ended, closing says the same.
             if !sink.ended {
@@ -207,12 +268,13 @@ impl Core {
     }
 
     fn pair_work(&mut self, token: Token) {
-        let Self { slots, scratch, now, ready, .. } = self;
+        let Self { slots, scratch, pipes, now, ready, .. } = self;
         let Some(Slot::Pair(pair)) = slots.get_mut(token) else { return };
         if pair.queued || pair.result.is_some() {
             return;
         }
-        let carried = pair.carry(0, scratch, *now).and_then(|more| Ok(more | pair.carry(1, scratch, *now)?));
+        let first = pair.carry(0, scratch, pipes, *now);
+        let carried = first.and_then(|more| Ok(more | pair.carry(1, scratch, pipes, *now)?));
         match carried {
             Ok(true) => {
                 pair.queued = true;

@@ -32,6 +32,28 @@ impl Reporter {
     }
 }
 
+/// How a flow was secured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Security {
+    /// Both ends have proven their identities, and nobody in between can read it.
+    MutualTls,
+    /// Within one pod; or within the node on the word of one proxy, which holds the certificates of both ends.
+    NodeLocal,
+    /// In plaintext.
+    Plaintext,
+}
+
+impl Security {
+    /// The value of `connection_security_policy`.
+    fn policy(self) -> &'static str {
+        match self {
+            Self::MutualTls => "mutual_tls",
+            Self::NodeLocal => "node_local",
+            Self::Plaintext => "unknown",
+        }
+    }
+}
+
 /// One end of a flow. Empty texts are unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
@@ -133,7 +155,7 @@ pub struct Labels {
     pub source: Side,
     pub destination: Side,
     pub service: ServiceLabels,
-    pub mutual_tls: bool,
+    pub security: Security,
 }
 
 impl Labels {
@@ -150,7 +172,7 @@ impl Labels {
         put("destination_service_namespace", &self.service.namespace);
         put("destination_service_name", &self.service.name);
         put("request_protocol", "tcp");
-        put("connection_security_policy", if self.mutual_tls { "mutual_tls" } else { "unknown" });
+        put("connection_security_policy", self.security.policy());
         for (prefix, side) in [("source", &self.source), ("destination", &self.destination)] {
             put(&format!("{prefix}_region"), &side.region);
             put(&format!("{prefix}_zone"), &side.zone);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing::Level;
 
 use super::series::Series;
-use super::{Opening, Reporter};
+use super::{Opening, Reporter, Security};
 use crate::failure::Failure;
 
 fn some(text: &str) -> Option<&str> {
@@ -20,7 +20,7 @@ fn some(text: &str) -> Option<&str> {
 macro_rules! event {
     ($level:expr, $opening:expr, $series:expr, { $($last:tt)* }, $message:literal) => {{
         let (opening, series): (&Opening, &Series) = ($opening, $series);
-        let secured = opening.mutual_tls;
+        let secured = opening.security != Security::Plaintext;
         tracing::event!(
             target: "access",
             $level,

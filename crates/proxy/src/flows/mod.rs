@@ -20,7 +20,7 @@ use mesh::{Identity, ResponseFlag};
 use parking_lot::Mutex;
 
 pub(crate) use labels::escape;
-pub use labels::{Reporter, ServiceLabels, Side};
+pub use labels::{Reporter, Security, ServiceLabels, Side};
 pub use opening::Opening;
 pub(crate) use refused::Refused;
 use series::{Registry, Series};
@@ -105,6 +105,11 @@ impl Flows {
     /// Drops series that have rested for long.
     pub fn sweep(&self) {
         self.registry.sweep(IDLE_SERIES);
+    }
+
+    /// Connections open now, at both ends.
+    pub(crate) fn open_now(&self) -> i64 {
+        self.sockets.iter().map(|open| open.load(Ordering::Relaxed)).sum()
     }
 
     /// Series that exist.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use mesh::{Authority, Decision, Identity, Service, Workload};
 
-use super::labels::{Labels, Reporter, ServiceLabels, Side};
-use crate::reports::{self, End, Pair, Security};
+use super::labels::{Labels, Reporter, Security, ServiceLabels, Side};
+use crate::reports::{self, End, Pair};
 
 /// What is known of a flow when it opens.
 #[derive(Clone, Debug)]
@@ -24,8 +24,8 @@ pub struct Opening {
     pub destination_pod: Option<Arc<str>>,
     /// The service that was called.
     pub service: ServiceLabels,
-    /// Whether both ends have proven their identities.
-    pub mutual_tls: bool,
+    /// How it is secured.
+    pub security: Security,
     /// The caller's address.
     pub src: SocketAddr,
     /// What is dialled; for tunnels the tunnel's address.
@@ -109,7 +109,7 @@ impl Opening {
             destination: near.map(|w| Side::of(w, Some(w.identity.clone()))).unwrap_or_default(),
             destination_pod: near.map(|w| w.name.clone()),
             service: ServiceLabels::of(service.map(|s| &**s), direct.map(|w| &**w)),
-            mutual_tls,
+            security: Self::tunnelled(mutual_tls),
             src: client,
             dst,
             hbone: route.map(|route| route.authority.clone()),
@@ -153,13 +153,22 @@ impl Opening {
             destination: Side::of(destination, Some(destination.identity.clone())),
             destination_pod: Some(destination.name.clone()),
             service: ServiceLabels::of(service, Some(destination)),
-            mutual_tls,
+            security: Self::tunnelled(mutual_tls),
             src,
             dst,
             hbone,
             facts,
             late: false,
         }
+    }
+
+    fn tunnelled(mutual_tls: bool) -> Security {
+        if mutual_tls { Security::MutualTls } else { Security::Plaintext }
+    }
+
+    /// The same flow when no tunnel is needed, since both ends are at home here: it leads straight to `target`.
+    pub(crate) fn within_node(self, target: SocketAddr) -> Self {
+        Self { security: Security::NodeLocal, dst: target, hbone: None, ..self }
     }
 
     /// The labels of its series.
@@ -169,7 +178,7 @@ impl Opening {
             source: self.source.clone(),
             destination: self.destination.clone(),
             service: self.service.clone(),
-            mutual_tls: self.mutual_tls,
+            security: self.security,
         }
     }
 
@@ -205,15 +214,19 @@ impl Opening {
         verdict: reports::Verdict,
         reason: Cow<'static, str>,
     ) -> Pair {
-        let carried = verdict == reports::Verdict::Allowed && self.mutual_tls;
+        let allowed = verdict == reports::Verdict::Allowed;
         let [source_place, destination_place] = &self.facts.ends;
         let at_source = self.reporter == Reporter::Source;
         let proven = |own: bool, side: &Side| match (own, peer) {
             (false, Some(peer)) => Some(peer.clone()),
             _ => side.principal.clone(),
         };
-        // At the destination the client has proven itself before anything could be refused.
-        let known = carried || (self.mutual_tls && !at_source);
+        let known = match self.security {
+            // At the destination the client has proven itself before anything could be refused.
+            Security::MutualTls => allowed || !at_source,
+            Security::NodeLocal => true,
+            Security::Plaintext => false,
+        };
         Pair {
             reporter: self.reporter,
             source: Self::end(&self.source, self.source_pod.as_ref(), source_place),
@@ -223,7 +236,7 @@ impl Opening {
             service: self.service.clone(),
             port: self.facts.port,
             security: match () {
-                () if known => Security::MutualTls,
+                () if known => self.security,
                 () if source_place.address == destination_place.address => Security::NodeLocal,
                 () => Security::Plaintext,
             },

@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering;
 
 use mesh::{NetworkAddress, View, Workload};
 
+use super::Security;
 use super::labels::{Reporter, ServiceLabels, Side};
 use super::opening::{Opening, Place};
 use super::{Flows, log};
 use crate::failure::Failure;
 use crate::pods::PodInfo;
-use crate::reports::{self, End, Pair, Security};
+use crate::reports::{self, End, Pair};
 
 /// A refused connection.
 pub(crate) struct Refused<'a> {

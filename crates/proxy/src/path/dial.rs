@@ -47,9 +47,11 @@ pub(super) async fn through_tunnel(
         source_ip: client.ip(),
         hop: route.hop,
     };
-    let (lease, stream) = open(home, &key, &head).await?;
+    // Boxed: what is only needed until then is not kept for as long as the connection lasts.
+    let (lease, stream) = Box::pin(open(home, key, &head)).await?;
     let copied = match &route.inner {
         None => {
+            drop(head);
             flow.established(Some(lease.tunnel.identity()));
             let socket = socket.take().map_err(Failure::Copy)?;
             stream.carry(socket, flow.clone()).await
@@ -66,7 +68,7 @@ pub(super) async fn through_tunnel(
 
 /// A stream in a pooled tunnel. No byte of the application has been sent before it is open, so a tunnel that broke
 /// meanwhile is simply replaced.
-async fn open(home: &Home, key: &Key, head: &Head) -> Result<(Lease<Tunnel>, Stream), Failure> {
+async fn open(home: &Home, key: Key, head: &Head) -> Result<(Lease<Tunnel>, Stream), Failure> {
     let mut attempt = 1;
     loop {
         let lease = home.pool.acquire(key.clone()).await?;
@@ -125,8 +127,8 @@ impl Meter for Uncounted {
 }
 
 /// Joins two plain connections; the first is the client's.
-pub(super) fn join(home: &Home, client: Held, server: Held, flow: &Rc<Flow>) -> Result<Joined, Failure> {
-    let both = || home.worker.join(client.take()?, server.take()?, flow.clone());
+pub(super) fn join(home: &Home, client: Held, server: Held, meter: Rc<dyn Meter>) -> Result<Joined, Failure> {
+    let both = || home.worker.join(client.take()?, server.take()?, meter);
     both().map_err(Failure::Copy)
 }
 
@@ -140,7 +142,7 @@ pub(super) async fn in_plaintext(
 ) -> Result<(), Failure> {
     let upstream = home.pod.sockets.connect_on(&home.worker, to, None).await.map_err(Failure::Connect)?;
     flow.established(None);
-    let joined = join(home, socket, upstream, flow)?;
+    let joined = join(home, socket, upstream, flow.clone())?;
     tokio::select! {
         biased;
         result = joined.ended() => result.map_err(Failure::Copy),

@@ -92,11 +92,11 @@ pub(super) async fn until_revoked(
 }
 
 /// Closes the flow. That an end reset the connection is its right, and no failure of ours.
-pub(super) fn finish(flow: &Flow, result: Result<(), Failure>) {
+pub(super) fn finish(flow: &Flow, result: &Result<(), Failure>) {
     match result {
         Ok(()) => flow.close(Ok(())),
-        Err(Failure::Copy(error)) if ended_by_peer(&error) => flow.close(Ok(())),
-        Err(failure) => flow.close(Err(&failure)),
+        Err(Failure::Copy(error)) if ended_by_peer(error) => flow.close(Ok(())),
+        Err(failure) => flow.close(Err(failure)),
     }
 }
 

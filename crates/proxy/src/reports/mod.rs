@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use outbox::Outbox;
 pub(crate) use stream::Observer;
-pub(crate) use table::{End, Lane, Pair, Security, Table, Verdict};
+pub(crate) use table::{End, Lane, Pair, Table, Verdict};
 
 /// How often counts are taken, unless the observer wants them more rarely.
 const INTERVAL: Duration = Duration::from_secs(1);

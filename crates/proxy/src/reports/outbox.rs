@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use wire::flow;
 
-use super::table::{Counts, End, Lane, Pair, Security, Table, Verdict};
-use crate::flows::Reporter;
+use super::table::{Counts, End, Lane, Pair, Table, Verdict};
+use crate::flows::{Reporter, Security};
 
 /// Rows of one batch; with their definitions they stay far below a message of 1 MiB.
 const ROWS: usize = 512;

@@ -14,7 +14,7 @@ use std::time::Instant;
 use mesh::{Identity, WorkloadType};
 use parking_lot::RwLock;
 
-use crate::flows::{Reporter, ServiceLabels};
+use crate::flows::{Reporter, Security, ServiceLabels};
 
 const SHARDS: usize = 16;
 /// Pairs at once.
@@ -35,15 +35,6 @@ pub(crate) struct End {
     pub(crate) node: Arc<str>,
     pub(crate) address: Option<IpAddr>,
     pub(crate) enrolled: bool,
-}
-
-/// How a flow was secured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Security {
-    MutualTls,
-    Plaintext,
-    /// Within one pod.
-    NodeLocal,
 }
 
 /// What became of a flow.

@@ -2,7 +2,7 @@ use wire::flow;
 
 use super::outbox::Dictionary;
 use super::*;
-use crate::flows::{Reporter, ServiceLabels};
+use crate::flows::{Reporter, Security, ServiceLabels};
 
 fn pair(pod: &str) -> Pair {
     Pair {

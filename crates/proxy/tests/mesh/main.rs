@@ -15,4 +15,5 @@ mod local;
 mod names;
 mod policies;
 mod requests;
+mod same_node;
 mod strangers;
