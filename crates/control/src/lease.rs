@@ -4,13 +4,14 @@
 //! machines are never compared with ours. Every write carries the version that was read, so of two replicas that try
 //! at once one fails.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// How long a lease holds without renewal.
 const DURATION: Duration = Duration::from_secs(15);
@@ -76,10 +77,12 @@ pub(crate) async fn lead(
     let mut renewed: Option<Instant> = None;
     let mut failing = false;
     loop {
-        match tokio::time::timeout(DEADLINE / 2, try_once(&api, name, &mut election)).await {
+        // Counted from before the write: that is as early as others can have seen it.
+        let begun = Instant::now();
+        match tokio::time::timeout(within(renewed, DEADLINE / 2), try_once(&api, name, &mut election)).await {
             Ok(Ok(true)) => {
                 failing = false;
-                renewed = Some(Instant::now());
+                renewed = Some(begun);
                 if !leading.send_replace(true) {
                     tracing::info!(lease = name, "leading");
                 }
@@ -100,19 +103,24 @@ pub(crate) async fn lead(
                 }
             }
         }
-        if renewed.is_some_and(|at| at.elapsed() > DEADLINE) {
+        if renewed.is_some_and(|at| at.elapsed() >= DEADLINE) {
             renewed = None;
             leading.send_replace(false);
             tracing::warn!(lease = name, "not leading any more: the lease could not be renewed");
         }
         tokio::select! {
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(within(renewed, EVERY)) => {}
             _ = stop.changed() => break,
         }
     }
     if leading.send_replace(false) {
         let _ = tokio::time::timeout(Duration::from_secs(2), release(&api, name, &me)).await;
     }
+}
+
+/// So long, but not beyond the moment at which whoever renewed last must stop acting.
+fn within(renewed: Option<Instant>, most: Duration) -> Duration {
+    renewed.map_or(most, |at| most.min(DEADLINE.saturating_sub(at.elapsed())))
 }
 
 /// One round; whether we lead after it.
@@ -181,7 +189,140 @@ async fn release(api: &Api<Lease>, name: &str, me: &str) -> Result<(), kube::Err
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use kube::client::Body;
+    use parking_lot::Mutex;
+    use serde_json::{Value, json};
+
     use super::*;
+
+    /// An API with one Lease in it, as one replica reaches it.
+    #[derive(Clone, Default)]
+    struct Fake {
+        lease: Arc<Mutex<Option<Lease>>>,
+        /// It takes requests and never answers.
+        silent: Arc<AtomicBool>,
+    }
+
+    impl Fake {
+        fn client(&self) -> Client {
+            let fake = self.clone();
+            let service = tower::service_fn(move |request: http::Request<Body>| {
+                let fake = fake.clone();
+                async move {
+                    if fake.silent.load(Relaxed) {
+                        std::future::pending::<()>().await;
+                    }
+                    // Rounds grow longer by it, as they do in the world.
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    let method = request.method().clone();
+                    let sent = request.into_body().collect_bytes().await?;
+                    let (status, body) = fake.answer(&method, &sent);
+                    let response = http::Response::builder().status(status);
+                    Ok::<_, tower::BoxError>(response.body(Body::from(serde_json::to_vec(&body)?))?)
+                }
+            });
+            Client::new(service, "ambit-system")
+        }
+
+        fn answer(&self, method: &http::Method, sent: &[u8]) -> (u16, Value) {
+            let refusal = |code: u16, reason: &str| {
+                let status = json!({
+                    "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": reason,
+                    "reason": reason, "code": code,
+                });
+                (code, status)
+            };
+            let mut stands = self.lease.lock();
+            if *method != http::Method::GET {
+                let mut lease: Lease = serde_json::from_slice(sent).unwrap();
+                let before = stands.as_ref().and_then(|lease| lease.metadata.resource_version.clone());
+                if before != lease.metadata.resource_version {
+                    return refusal(409, "Conflict");
+                }
+                let next = before.map_or(1, |version| version.parse::<u64>().unwrap() + 1);
+                lease.metadata.resource_version = Some(next.to_string());
+                *stands = Some(lease);
+            }
+            match &*stands {
+                Some(lease) => (200, serde_json::to_value(lease).unwrap()),
+                None => refusal(404, "NotFound"),
+            }
+        }
+    }
+
+    /// One that takes part.
+    struct Replica {
+        api: Fake,
+        leading: watch::Receiver<bool>,
+        task: tokio::task::JoinHandle<()>,
+        _stop: watch::Sender<bool>,
+    }
+
+    impl Replica {
+        fn start(lease: &Arc<Mutex<Option<Lease>>>, me: &str) -> Self {
+            let api = Fake { lease: lease.clone(), ..Fake::default() };
+            let (leads, leading) = watch::channel(false);
+            let (stop, stopped) = watch::channel(false);
+            let task = lead(api.client(), "ambit-system".into(), "l", me.into(), leads, stopped);
+            Self { api, leading, task: tokio::spawn(task), _stop: stop }
+        }
+
+        fn leads(&self) -> bool {
+            *self.leading.borrow()
+        }
+
+        /// When it leads, or does so no more.
+        async fn once(&mut self, leads: bool) -> Instant {
+            let found = self.leading.wait_for(|leading| *leading == leads);
+            tokio::time::timeout(Duration::from_secs(600), found)
+                .await
+                .expect("in time")
+                .expect("it takes part");
+            Instant::now()
+        }
+
+        /// The first of two to take part leads, and does so for as long as it renews. The second one looks so much
+        /// later than the first.
+        async fn two(later: Duration) -> (Self, Self) {
+            let lease = Arc::default();
+            let mut first = Self::start(&lease, "a");
+            first.once(true).await;
+            tokio::time::sleep(later).await;
+            let second = Self::start(&lease, "b");
+            tokio::time::sleep(DURATION * 4).await;
+            assert_eq!((first.leads(), second.leads()), (true, false));
+            (first, second)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_fell_silent_is_followed_once_its_lease_has_lapsed() {
+        let (first, mut second) = Replica::two(Duration::from_secs(1)).await;
+        let silent = Instant::now();
+        first.task.abort();
+        let waited = second.once(true).await - silent;
+        assert!((DURATION - EVERY..=DURATION + EVERY * 2).contains(&waited), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_the_api_does_not_answer_stops_well_before_it_is_followed() {
+        // Whatever moment of its round the silence begins in, and whenever the other one looks.
+        for offset in 0..30 {
+            let (mut first, mut second) = Replica::two(EVERY * (offset * 7 % 30) / 30).await;
+            tokio::time::sleep(EVERY * offset / 30).await;
+            first.api.silent.store(true, Relaxed);
+            let stopped = first.once(false).await;
+            let followed = second.once(true).await;
+            assert!(followed - stopped >= (DURATION - DEADLINE) / 2, "{:?} at {offset}", followed - stopped);
+            // What it hears when the API answers again makes it no leader.
+            first.api.silent.store(false, Relaxed);
+            tokio::time::sleep(DURATION * 2).await;
+            assert_eq!((first.leads(), second.leads()), (false, true));
+        }
+    }
 
     fn held_by(holder: &str, renewed: i64) -> LeaseSpec {
         let at = MicroTime(k8s_openapi::jiff::Timestamp::from_second(renewed).unwrap());

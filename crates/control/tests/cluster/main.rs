@@ -1,6 +1,7 @@
 //! The whole control plane against a real Kubernetes API (the lab's, in this process), as a node proxy sees it.
 
 mod authority;
+mod outage;
 mod replicas;
 mod status;
 
@@ -48,16 +49,20 @@ struct Cluster {
 
 impl Cluster {
     async fn start() -> Self {
+        Self::remembering(10_000).await
+    }
+
+    /// With an API server whose watches may go back over so many changes and no further.
+    async fn remembering(changes: usize) -> Self {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let api = lab::api::Server::start(lab::api::Config {
+        let config = lab::api::Config {
             listeners: vec![listener],
             sans: vec![],
             service_cidr: "10.96.0.0/16".parse().unwrap(),
-        })
-        .await
-        .unwrap();
+        };
+        let api = lab::api::Server::start_remembering(config, changes).await.unwrap();
         let client = api.client().await.unwrap();
         // An address of the loopback of this process's own and ports of this test's own, so that all may run at once.
         static CLUSTERS: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
@@ -487,73 +492,5 @@ async fn policies_are_followed_once_their_definitions_appear() {
     proxy.until("mutual TLS demanded", |proxy| proxy.policies.contains_key(name) && lists_it(proxy)).await;
     peers.delete("default", &kube::api::DeleteParams::default()).await.unwrap();
     proxy.until("mutual TLS released", |proxy| !proxy.policies.contains_key(name) && !lists_it(proxy)).await;
-    cluster.halt().await;
-}
-
-/// A way to the API server that can be cut and mended.
-struct Line {
-    address: std::net::SocketAddr,
-    up: tokio::sync::watch::Sender<bool>,
-}
-
-impl Line {
-    async fn to(server: std::net::SocketAddr) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (up, state) = tokio::sync::watch::channel(true);
-        tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let mut state = state.clone();
-                if !*state.borrow() {
-                    continue;
-                }
-                tokio::spawn(async move {
-                    let Ok(mut far) = tokio::net::TcpStream::connect(server).await else { return };
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                        _ = state.wait_for(|up| !up) => {}
-                    }
-                });
-            }
-        });
-        Self { address, up }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_of_the_api_forgets_nothing_and_is_caught_up_with() {
-    let mut cluster = Cluster::start().await;
-    cluster.root("shop").await;
-    cluster.halt().await;
-    let server = cluster.api.url().strip_prefix("https://").unwrap().parse().unwrap();
-    let line = Line::to(server).await;
-    let mut kubeconfig = cluster.api.admin_kubeconfig("ambit-lab");
-    kubeconfig.clusters[0].cluster.as_mut().unwrap().server = Some(format!("https://{}", line.address));
-    let options = kube::config::KubeConfigOptions::default();
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-    let direct = std::mem::replace(&mut cluster.client, Client::try_from(config).unwrap());
-    cluster.run();
-    cluster.client = direct;
-
-    let token = cluster.proxy_token().await;
-    let channel = cluster.connect().await;
-    let mut proxy = Proxy::connect(channel.clone(), &token, BTreeMap::new()).await.unwrap();
-    proxy.until("the mesh", |proxy| proxy.addresses.contains_key(WEB)).await;
-
-    line.up.send_replace(false);
-    cluster.pod("shop", "web-1", "web", "10.0.0.4").await;
-    let pods = Api::<core::Pod>::namespaced(cluster.client.clone(), "shop");
-    pods.delete("web-0", &kube::api::DeleteParams::default().grace_period(0)).await.unwrap();
-    // Without the API the mesh is served as it was last known, and certificates are issued.
-    let mut other = Proxy::connect(channel.clone(), &token, BTreeMap::new()).await.unwrap();
-    other.until("the mesh as last known", |proxy| proxy.addresses.contains_key(WEB)).await;
-    certificate(channel, &token, "spiffe://cluster.local/ns/shop/sa/web").await.unwrap();
-
-    line.up.send_replace(true);
-    proxy
-        .until("what happened meanwhile", |proxy| {
-            proxy.addresses.contains_key("Kubernetes//Pod/shop/web-1") && !proxy.addresses.contains_key(WEB)
-        })
-        .await;
     cluster.halt().await;
 }

@@ -80,7 +80,18 @@ impl Cluster {
         let leases = Api::<Lease>::namespaced(self.client.clone(), "ambit-system");
         leases.get_opt(name).await.unwrap()?.spec?.holder_identity.filter(|holder| !holder.is_empty())
     }
+
+    async fn held_by(&self, name: &str, who: &str) {
+        soon("another holder of the lease", async {
+            while self.holder(name).await.as_deref() != Some(who) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+    }
 }
+
+const LEASES: [&str; 2] = ["istio-status-leader", "istio-namespace-controller-election"];
 
 const IDENTITY: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
@@ -181,6 +192,34 @@ async fn a_replica_killed_under_load_costs_no_certificate_and_no_change() {
     let (issued, elsewhere, failed) = soon("the end of the load", load).await.unwrap();
     assert!(issued > 0 && elsewhere > 0, "the load went on over the kill: {issued}, {elsewhere}");
     assert_eq!(failed, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_takes_over_a_lapsed_lease_writes_conditions_and_roots() {
+    let cluster = Cluster::bare().await;
+    let policies = cluster.kind("security.istio.io", "AuthorizationPolicy", "authorizationpolicies").await;
+    let mut first = Replica::start(&cluster, "control-a", 1);
+    for lease in LEASES {
+        cluster.held_by(lease, "control-a").await;
+    }
+    let second = Replica::start(&cluster, "control-b", 2);
+    cluster.connect_to(&second).await;
+    first.kill();
+    // Nobody renews them any more; that they may stand still for a second only spares the test the wait.
+    let leases = Api::<Lease>::namespaced(cluster.client.clone(), "ambit-system");
+    let short = json!({ "spec": { "leaseDurationSeconds": 1 } });
+    for lease in LEASES {
+        leases.patch(lease, &PatchParams::default(), &Patch::Merge(&short)).await.unwrap();
+    }
+    for lease in LEASES {
+        cluster.held_by(lease, "control-b").await;
+    }
+
+    cluster.ensure::<core::Namespace>(None, json!({ "metadata": { "name": "late" } })).await;
+    assert_eq!(cluster.root("late").await, cluster.root("shop").await);
+    let allow = json!({ "spec": { "rules": [{ "from": [{ "source": { "namespaces": ["shop"] } }] }] } });
+    let api = cluster.custom(&policies, "p", allow).await;
+    super::status::condition(api, "p", "ZtunnelAccepted", "True").await;
 }
 
 /// A page of a replica.

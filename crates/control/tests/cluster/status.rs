@@ -6,7 +6,7 @@ use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use super::*;
 
 impl Cluster {
-    async fn kind(&self, group: &str, kind: &str, plural: &str) -> ApiResource {
+    pub(super) async fn kind(&self, group: &str, kind: &str, plural: &str) -> ApiResource {
         let mut definition = definition(kind, plural);
         definition["metadata"]["name"] = format!("{plural}.{group}").into();
         definition["spec"]["group"] = group.into();
@@ -15,7 +15,7 @@ impl Cluster {
         ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, "v1", kind), plural)
     }
 
-    async fn custom(&self, resource: &ApiResource, name: &str, rest: Value) -> Api<DynamicObject> {
+    pub(super) async fn custom(&self, resource: &ApiResource, name: &str, rest: Value) -> Api<DynamicObject> {
         let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), "shop", resource);
         let mut object = json!({
             "apiVersion": resource.api_version, "kind": resource.kind,
@@ -40,7 +40,12 @@ impl Cluster {
 }
 
 /// The condition of a type, once it has the status.
-async fn condition(api: Api<DynamicObject>, name: &str, of: &'static str, status: &'static str) -> Value {
+pub(super) async fn condition(
+    api: Api<DynamicObject>,
+    name: &str,
+    of: &'static str,
+    status: &'static str,
+) -> Value {
     let find = move |object: &DynamicObject| {
         let conditions = object.data.pointer("/status/conditions")?.as_array()?.clone();
         conditions.into_iter().find(|one| one["type"] == of && one["status"] == status)
