@@ -213,6 +213,11 @@ impl Stream {
             let held_until = self.held.as_ref().map(|(_, until)| *until);
             tokio::select! {
                 biased;
+                // First, since in a mesh that never stands still there is always something to tell.
+                () = tokio::time::sleep_until(self.until) => {
+                    tracing::info!(node = self.session.node(), "stream ends at its age; the client comes back");
+                    return Ok(None);
+                }
                 request = self.requests.next() => match request.transpose()? {
                     Some(request) if self.held.is_none() && self.session.wants_policies_first(&request) => {
                         self.held = Some((request, Instant::now() + POLICIES_FIRST));
@@ -236,10 +241,6 @@ impl Stream {
                         self.inner.metrics.worked_out(start.elapsed());
                         self.heard = snapshot.heard;
                     }
-                }
-                () = tokio::time::sleep_until(self.until) => {
-                    tracing::info!(node = self.session.node(), "stream ends at its age; the client comes back");
-                    return Ok(None);
                 }
                 () = expire(held_until), if held_until.is_some() => {
                     if let Some((held, _)) = self.held.take() {
@@ -276,194 +277,4 @@ impl Stream {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-    use tokio::sync::mpsc;
-    use tokio_stream::wrappers::ReceiverStream;
-    use wire::type_url::{ADDRESS, AUTHORIZATION};
-    use wire::xds::Node;
-
-    use super::*;
-    use crate::auth::{Reviewer, Verdict};
-    use crate::config::Account;
-    use crate::fixtures;
-    use crate::state::{Delta, Event, State};
-
-    struct Nobody;
-
-    impl Reviewer for Nobody {
-        fn review<'a>(
-            &'a self,
-            _: &'a str,
-        ) -> BoxFuture<'a, Result<Verdict, Box<dyn std::error::Error + Send + Sync>>> {
-            Box::pin(std::future::ready(Ok(Verdict::Unknown("nobody".into()))))
-        }
-    }
-
-    /// A served stream: what the client sends, what it gets, and the state behind it.
-    struct Served {
-        requests: mpsc::Sender<Result<DeltaDiscoveryRequest, Status>>,
-        pushes: BoxStream<'static, Result<Push, Status>>,
-        state: State,
-        snapshots: watch::Sender<Snapshot>,
-    }
-
-    impl Served {
-        fn new() -> Self {
-            Self::behind(Gate::default())
-        }
-
-        fn behind(gate: Gate) -> Self {
-            let (snapshots, latest) = watch::channel(Snapshot::default());
-            let metrics: Arc<Metrics> = Arc::default();
-            let authenticator =
-                Authenticator::new(Arc::new(Nobody), "c".into(), "td".into(), vec![], metrics.clone());
-            let inner = Inner { snapshots: latest, authenticator, metrics, clients: Arc::default(), gate };
-            let inner = Arc::new(inner);
-            let account = Account { namespace: "ambit-system".into(), name: "ztunnel".into() };
-            let (requests, sent) = mpsc::channel(16);
-            let caller = Caller { account, pod: None };
-            let pushes = serve(inner, caller, ReceiverStream::new(sent).boxed());
-            Self { requests, pushes, state: State::new(fixtures::settings()), snapshots }
-        }
-
-        async fn ask(&self, type_url: &str, nonce: &str) {
-            let node = Node {
-                id: "ztunnel~10.0.0.2~x.ambit-system~ambit-system.svc.cluster.local".into(),
-                ..Node::default()
-            };
-            let request = DeltaDiscoveryRequest {
-                node: Some(node),
-                type_url: type_url.into(),
-                response_nonce: nonce.into(),
-                ..DeltaDiscoveryRequest::default()
-            };
-            self.requests.send(Ok(request)).await.unwrap();
-        }
-
-        fn pod(&mut self, name: &str) {
-            self.state.apply(Event::Pods(Delta::Put(fixtures::pod(name, "10.0.0.1", json!({})))));
-            self.snapshots.send_replace(self.state.flush().unwrap());
-        }
-
-        async fn next(&mut self) -> Push {
-            let push = tokio::time::timeout(Duration::from_secs(10), self.pushes.next()).await;
-            push.expect("a push in time").expect("the stream goes on").expect("no error")
-        }
-    }
-
-    #[tokio::test]
-    async fn a_change_that_coincides_with_an_acknowledgement_is_not_lost() {
-        let mut served = Served::new();
-        served.ask(ADDRESS, "").await;
-        let first = served.next().await;
-        served.ask(ADDRESS, &first.nonce).await;
-        served.pod("web-0");
-        assert_eq!(served.next().await.resources.len(), 1);
-    }
-
-    #[tokio::test]
-    async fn policies_are_answered_first_whichever_is_asked_for_first() {
-        let mut served = Served::new();
-        served.ask(ADDRESS, "").await;
-        served.ask(AUTHORIZATION, "").await;
-        assert_eq!(served.next().await.type_url, AUTHORIZATION);
-        assert_eq!(served.next().await.type_url, ADDRESS);
-    }
-
-    #[tokio::test]
-    async fn a_client_that_does_not_read_makes_no_queue() {
-        let mut served = Served::new();
-        served.ask(ADDRESS, "").await;
-        served.next().await;
-        for turn in 0..100 {
-            served.pod(&format!("web-{turn}"));
-        }
-        assert_eq!(served.next().await.resources.len(), 100);
-    }
-
-    /// When all come back at once, few requests are in memory at a time, and everybody gets a turn.
-    #[tokio::test]
-    async fn clients_that_come_back_together_go_through_one_after_the_other() {
-        let gate = Gate::default();
-        let mut storm = Vec::new();
-        for _ in 0..40 {
-            let mut served = Served::behind(gate.clone());
-            served.pod("web-0");
-            served.ask(ADDRESS, "").await;
-            served.ask(AUTHORIZATION, "").await;
-            storm.push(served);
-        }
-        let mut first = Vec::new();
-        for (index, served) in storm.iter_mut().enumerate() {
-            if let Poll::Ready(push) = futures::poll!(served.pushes.next()) {
-                assert_eq!(push.expect("the stream goes on").expect("no error").type_url, AUTHORIZATION);
-                first.push(index);
-            }
-        }
-        assert_eq!(first.len(), 16);
-        // Requests of the others have not even been read.
-        assert_eq!(storm.iter().filter(|served| served.requests.capacity() < 16).count(), 40 - 16);
-        for index in first {
-            let served = &mut storm[index];
-            assert_eq!(served.next().await.resources.len(), 1);
-            // Takes it and asks for more: there is nothing more, and the next one's turn has come.
-            assert!(futures::poll!(served.pushes.next()).is_pending());
-        }
-        let mut answered = 0;
-        for served in &mut storm[16..32] {
-            assert_eq!(served.next().await.type_url, AUTHORIZATION);
-            answered += 1;
-        }
-        assert_eq!(answered, 16);
-    }
-
-    /// A client that is sent more than it reads holds one piece of it, and what happens meanwhile is merged.
-    #[tokio::test]
-    async fn a_slow_reader_of_a_large_mesh_holds_one_piece_and_then_gets_one_merged_push() {
-        use http_body::Body as _;
-        let mut served = Served::new();
-        let services = (0..3000)
-            .map(|index| {
-                fixtures::service(
-                    &format!("s{index}"),
-                    "10.1.0.1",
-                    json!({ "spec": { "selector": { "app": "nobody" } } }),
-                )
-            })
-            .collect();
-        served.state.apply(Event::Services(Delta::All(services)));
-        served.snapshots.send_replace(served.state.flush().unwrap());
-        served.ask(ADDRESS, "").await;
-        served.ask(AUTHORIZATION, "").await;
-        let pushes = std::mem::replace(&mut served.pushes, futures::stream::empty().boxed());
-        let mut body = Pushes::new(pushes);
-        let mut frame = async || {
-            std::future::poll_fn(|context| std::pin::Pin::new(&mut body).poll_frame(context))
-                .await
-                .expect("the body goes on")
-                .expect("no error")
-                .into_data()
-                .expect("data")
-        };
-        let policies = frame().await;
-        assert!(policies.len() < 200);
-        let mut read = frame().await;
-        assert!(read.len() < 80_000, "{}", read.len());
-        for turn in 0..50 {
-            served.pod(&format!("web-{turn}"));
-        }
-        // The rest of the message stands as it was begun, whatever has happened since.
-        let length = 5 + u32::from_be_bytes([read[1], read[2], read[3], read[4]]) as usize;
-        let mut whole = read.len();
-        while whole < length {
-            read = frame().await;
-            assert!(read.len() < 80_000);
-            whole += read.len();
-        }
-        assert_eq!(whole, length);
-        let merged = frame().await;
-        let message = <wire::xds::DeltaDiscoveryResponse as prost::Message>::decode(&merged[5..]).unwrap();
-        assert_eq!(message.resources.len(), 50);
-    }
-}
+mod tests;
