@@ -14,6 +14,7 @@ pub(crate) fn settings() -> Settings {
     Settings {
         cluster: "Kubernetes".into(),
         trust_domain: "cluster.local".into(),
+        trust_domain_aliases: [].into(),
         domain: "cluster.local".into(),
         root_namespace: "ambit-system".into(),
         revision: "default".into(),

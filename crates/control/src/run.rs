@@ -239,6 +239,8 @@ fn settings(config: &Config) -> Settings {
     Settings {
         cluster: config.cluster.as_str().into(),
         trust_domain: trust_domain(config).into(),
+        // The mesh configuration has them.
+        trust_domain_aliases: [].into(),
         domain: config.domain.as_str().into(),
         root_namespace: config.namespace.as_str().into(),
         revision: config.revision.as_str().into(),

@@ -10,6 +10,7 @@ pub fn settings() -> Settings {
     Settings {
         cluster: "Kubernetes".into(),
         trust_domain: "cluster.local".into(),
+        trust_domain_aliases: [].into(),
         domain: "cluster.local".into(),
         root_namespace: "ambit-system".into(),
         revision: "default".into(),

@@ -16,6 +16,8 @@ pub struct MeshConfig {
     pub root_namespace: Option<Arc<str>>,
     /// Trust domain of every identity; read at the start only.
     pub trust_domain: Option<Arc<str>>,
+    /// Other names of the trust domain, under which policies may name accounts.
+    pub aliases: Arc<[Arc<str>]>,
     /// Namespaces with any of these are of the mesh; none: all are.
     pub discovery: Vec<Selector>,
     /// Who sees the services of ServiceEntries.
@@ -58,6 +60,7 @@ pub enum EntryVisibility {
 struct Text {
     root_namespace: Option<String>,
     trust_domain: Option<String>,
+    trust_domain_aliases: Vec<String>,
     discovery_selectors: Vec<Selector>,
     service_entry_visibility: Option<VisibilityRules>,
 }
@@ -85,10 +88,14 @@ impl MeshConfig {
             serde_saphyr::from_str(text).map_err(|error| error.to_string())?
         };
         let some = |text: Option<String>| text.filter(|text| !text.is_empty()).map(Arc::from);
+        // One that could be no part of an identity is no name; `@` is written as in identities.
+        let aliases = text.trust_domain_aliases.iter().map(|alias| alias.replace('@', "."));
+        let aliases = aliases.filter(|alias| !alias.is_empty() && !alias.contains(['/', '*']));
         Ok(Self {
             name: name.into(),
             root_namespace: some(text.root_namespace),
             trust_domain: some(text.trust_domain),
+            aliases: aliases.map(Arc::from).collect(),
             discovery: text.discovery_selectors,
             visibility: text.service_entry_visibility,
         })

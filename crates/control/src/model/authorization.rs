@@ -56,7 +56,7 @@ pub fn authorization(settings: &Settings, input: &AuthorizationPolicy) -> Result
     } else {
         Scope::Namespace
     };
-    let rules = rules(input, action);
+    let rules = rules(&super::aliases::expanded(settings, input), action);
     Ok(Policy {
         name: input.key.name.clone(),
         namespace: input.key.namespace.clone(),

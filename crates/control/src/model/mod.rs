@@ -4,6 +4,7 @@
 //! Nothing here waits, reads a clock or remembers: the same objects always give the same workloads, services and
 //! policies. Which objects belong together is found by [`crate::state`].
 
+mod aliases;
 mod allocate;
 mod authorization;
 mod conditions;
@@ -42,6 +43,8 @@ pub struct Settings {
     pub cluster: Arc<str>,
     /// Trust domain of every identity.
     pub trust_domain: Arc<str>,
+    /// Other names of it, under which policies may name accounts.
+    pub trust_domain_aliases: Arc<[Arc<str>]>,
     /// DNS domain of services.
     pub domain: Arc<str>,
     /// Namespace whose policies hold for all, and whose network label names the local network.

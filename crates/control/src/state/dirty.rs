@@ -232,6 +232,7 @@ impl State {
         }
         self.settings.root_namespace =
             mesh.root_namespace.clone().unwrap_or_else(|| self.base.root_namespace.clone());
+        self.settings.trust_domain_aliases = mesh.aliases.clone();
         self.mesh = mesh;
         let mut dirty = std::mem::take(&mut self.dirty);
         self.touch_all(&mut dirty);

@@ -233,6 +233,26 @@ fn mutual_tls_is_demanded_and_released_by_peer_authentication() {
 }
 
 #[test]
+fn aliases_of_the_trust_domain_change_the_policies_that_name_it_and_no_others() {
+    let allow = |name: &str, principal: &str| {
+        let rules = json!({ "rules": [{ "from": [{ "source": { "principals": [principal] } }] }] });
+        Event::Authorizations(Delta::Put(fixtures::authorization("shop", name, rules)))
+    };
+    let mesh = |text: &str| {
+        Event::Mesh(Delta::Put(crate::input::MeshConfig::parse("istio", text).expect("it can be read")))
+    };
+    let mut world = World::new(vec![
+        allow("ours", "old.example/ns/shop/sa/web"),
+        allow("theirs", "other.example/ns/shop/sa/web"),
+    ]);
+    let changed =
+        |policies: &[&str]| (vec![], vec![], policies.iter().map(|name| name.to_string()).collect());
+    assert_eq!(world.hear(vec![mesh("trustDomainAliases: [old.example]")]), changed(&["shop/ours"]));
+    assert_eq!(world.hear(vec![mesh("trustDomainAliases: [old.example, '', 'a/b', '*']")]), changed(&[]));
+    assert_eq!(world.hear(vec![mesh("rootNamespace: ambit-system")]), changed(&["shop/ours"]));
+}
+
+#[test]
 fn the_node_authorizer_knows_who_runs_where() {
     let mut world = two_pods();
     let n1: Arc<str> = "n1".into();
