@@ -20,6 +20,16 @@ use crate::observer::Observer;
 const GATHER: Duration = Duration::from_secs(1);
 const ENROLLED: &str = "ambient.istio.io/redirection";
 const MODE: &str = "istio.io/dataplane-mode";
+const SIDECAR: &str = "sidecar.istio.io/status";
+
+/// The namespaces that are not like others.
+#[derive(Clone, Debug, Default)]
+pub struct Special {
+    /// That of the mesh itself.
+    pub system: String,
+    /// Those that the node agents leave out, whatever their labels are.
+    pub excluded: Vec<String>,
+}
 
 /// A pod that seems to be a Prometheus, and where its API is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,11 +57,11 @@ enum Change {
     Namespace(Box<watcher::Event<core::Namespace>>),
 }
 
-/// Watches until the process ends. `system` is the namespace of the mesh itself.
+/// Watches until the process ends.
 pub async fn watch(
     client: Client,
     observer: Arc<Observer>,
-    system: String,
+    special: Special,
     candidates: watch::Sender<Vec<Candidate>>,
 ) {
     let mut changes = futures::stream::select_all([
@@ -73,7 +83,7 @@ pub async fn watch(
             change = changes.next() => {
                 let Some(change) = change else { return };
                 match change {
-                    Change::Pod(event) => apply(0, *event, &mut listing.pods, &mut known.pods, &mut known.listed, |pod| pod_of(pod, &system)),
+                    Change::Pod(event) => apply(0, *event, &mut listing.pods, &mut known.pods, &mut known.listed, |pod| pod_of(pod, &special)),
                     Change::Node(event) => apply(1, *event, &mut listing.nodes, &mut known.nodes, &mut known.listed, addresses_of),
                     Change::Namespace(event) => apply(2, *event, &mut listing.namespaces, &mut known.namespaces, &mut known.listed, is_labelled),
                 }
@@ -186,7 +196,7 @@ fn addresses_of(node: &core::Node) -> Vec<IpAddr> {
     own.chain(bridges).collect()
 }
 
-fn pod_of(pod: &core::Pod, system: &str) -> (Pod, Option<Candidate>) {
+fn pod_of(pod: &core::Pod, special: &Special) -> (Pod, Option<Candidate>) {
     let spec = pod.spec.as_ref();
     let status = pod.status.as_ref();
     let text = |text: Option<&String>| -> Text { text.map(String::as_str).unwrap_or_default().into() };
@@ -211,7 +221,10 @@ fn pod_of(pod: &core::Pod, system: &str) -> (Pod, Option<Candidate>) {
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or_default(),
         enrolled: pod.annotations().get(ENROLLED).is_some_and(|state| state == "enabled"),
         opted_out: pod.labels().get(MODE).is_some_and(|mode| mode == "none"),
-        mesh: *namespace == *system,
+        opted_in: pod.labels().get(MODE).is_some_and(|mode| mode == "ambient"),
+        sidecar: pod.annotations().contains_key(SIDECAR),
+        excluded: special.excluded.iter().any(|name| **name == *namespace),
+        mesh: *namespace == *special.system,
         started: started.and_then(|at| Millis::try_from(at).ok()).unwrap_or_default(),
         addresses,
         namespace,

@@ -26,6 +26,12 @@ pub struct Pod {
     pub enrolled: bool,
     /// Labelled to stay out.
     pub opted_out: bool,
+    /// Its own label asks for the mesh, whatever that of its namespace says.
+    pub opted_in: bool,
+    /// It has a sidecar, beside which nothing is enrolled.
+    pub sidecar: bool,
+    /// Its namespace is left out by the node agents' settings.
+    pub excluded: bool,
     /// Part of the mesh itself.
     pub mesh: bool,
     /// When it was started.

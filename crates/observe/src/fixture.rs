@@ -201,8 +201,8 @@ impl Fixture {
             host_network: pod.trouble == Trouble::HostNetwork,
             enrolled: pod.is_enrolled(),
             opted_out: pod.trouble == Trouble::OptedOut,
-            mesh: false,
             started: 1,
+            ..Pod::default()
         });
         let nodes = (0..self.nodes).map(|node| {
             let ip = IpAddr::V4(Ipv4Addr::from(u32::from(Ipv4Addr::new(192, 168, 0, 0)) + 1 + node as u32));

@@ -15,6 +15,7 @@ use tonic::transport::Server;
 
 use crate::api::auth::{Gate, KubernetesReviewer};
 use crate::certs::Authority;
+use crate::cluster::Special;
 use crate::ingest::{Ingest, Trust};
 use crate::observer::Observer;
 use crate::scrape::Named;
@@ -37,8 +38,8 @@ pub struct Config {
     pub monitoring: SocketAddr,
     /// Who we are.
     pub identity: Identity,
-    /// Namespace of the mesh.
-    pub namespace: String,
+    /// Namespaces that are not like others.
+    pub special: Special,
     pub authority: Authority,
     pub trust: Trust,
     pub prometheis: Vec<Named>,
@@ -94,7 +95,7 @@ pub async fn run(
 
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     let keep = certs::keep(config.authority.clone(), config.identity.clone(), publish);
-    let watching = cluster::watch(client.clone(), observer.clone(), config.namespace.clone(), found);
+    let watching = cluster::watch(client.clone(), observer.clone(), config.special.clone(), found);
     let polling = scrape::poll(observer.clone(), config.prometheis.clone(), candidates);
     tasks.spawn(async move { named(keep, "certificate renewal").await });
     tasks.spawn(async move { named(watching, "the watch of the cluster").await });

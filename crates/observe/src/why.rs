@@ -1,5 +1,9 @@
 //! Why something is not proven, and what cures it: one code, one sentence, one command. Never just a missing padlock.
 
+mod outside;
+
+pub use outside::outside;
+
 use serde::Serialize;
 
 use crate::directory::{Directory, Pod};
@@ -19,7 +23,11 @@ pub enum Code {
     NodeProbe,
     SrcOutside,
     DstOutside,
+    NotEnrolled,
+    HostNetwork,
     OptedOut,
+    Sidecar,
+    NamespaceExcluded,
     ProxyDown,
     PodPredatesEnrolment,
     PortExcluded,
@@ -91,10 +99,7 @@ impl Case<'_> {
             });
         }
         match self.pod(self.source) {
-            Some(pod) if pod.host_network => Some(Code::SrcHostNetwork),
-            Some(pod) if pod.mesh => Some(Code::MeshComponent),
-            Some(pod) if pod.opted_out => Some(Code::OptedOut),
-            Some(pod) => (!pod.enrolled).then_some(Code::SrcNotEnrolled),
+            Some(pod) => outside::obstacle(pod, Code::SrcHostNetwork, Code::SrcNotEnrolled),
             None => (!end.enrolled).then_some(Code::SrcNotEnrolled),
         }
     }
@@ -103,14 +108,12 @@ impl Case<'_> {
         if !self.target.is_inside() {
             return Some(Code::DstOutside);
         }
-        match self.pod(self.target) {
-            Some(pod) if pod.host_network => return Some(Code::DstHostNetwork),
-            Some(pod) if pod.mesh => return Some(Code::MeshComponent),
-            Some(pod) if pod.opted_out => return Some(Code::OptedOut),
-            Some(pod) if !pod.enrolled => return Some(Code::DstNotEnrolled),
-            Some(_) => {}
-            None if !self.target.end.enrolled => return Some(Code::DstNotEnrolled),
-            None => {}
+        let known = match self.pod(self.target) {
+            Some(pod) => outside::obstacle(pod, Code::DstHostNetwork, Code::DstNotEnrolled),
+            None => (!self.target.end.enrolled).then_some(Code::DstNotEnrolled),
+        };
+        if known.is_some() {
+            return known;
         }
         match self.reason {
             "host_network" => Some(Code::DstHostNetwork),
@@ -145,23 +148,29 @@ pub fn explain(
     let label = |place: &Place| {
         format!("kubectl label namespace {} istio.io/dataplane-mode=ambient", namespace(place))
     };
-    let labelled = |place: &Place| directory.namespaces.get(&place.end.namespace).copied().unwrap_or(false);
+    let is = |place: &Place, what: fn(&Pod) -> bool| {
+        directory.pod(&place.end.namespace, &place.end.pod).is_some_and(|pod| what(pod))
+    };
+    let labelled = |place: &Place| {
+        is(place, |pod| pod.opted_in)
+            || directory.namespaces.get(&place.end.namespace).copied().unwrap_or(false)
+    };
+    // Which of the two ends it is about.
+    let one = |what: fn(&Pod) -> bool| if is(source, what) { source } else { target };
     let enrol = |place: &Place| -> (String, String) {
         if labelled(place) {
             (
-                "its namespace is labelled, so the node agent should have enrolled it: ask the agent of its node why".into(),
-                format!("kubectl logs -n ambit-system daemonset/ambit-agent | grep {}", shell(&place.end.pod)),
+                "a label asks for it, so the node agent should have enrolled it: ask the agent of its node why".into(),
+                format!("ambit explain pod {}/{}", namespace(place), shell(&place.end.pod)),
             )
         } else {
             ("enrol its namespace; nothing is restarted".into(), label(place))
         }
     };
-    let opted =
-        |place: &Place| directory.pod(&place.end.namespace, &place.end.pod).is_some_and(|pod| pod.opted_out);
     let say = |text: String, fix: &str, command: String| (text, fix.to_owned(), command);
     let none = String::new;
     let (text, fix, command) = match code {
-        Code::SrcNotEnrolled => {
+        Code::SrcNotEnrolled | Code::NotEnrolled => {
             let (fix, command) = enrol(source);
             (format!("{from} is not in the mesh"), fix, command)
         }
@@ -169,7 +178,7 @@ pub fn explain(
             let (fix, command) = enrol(target);
             (format!("{to} is not in the mesh"), fix, command)
         }
-        Code::SrcHostNetwork => say(
+        Code::SrcHostNetwork | Code::HostNetwork => say(
             format!("{from} uses the network of its node, which cannot be enrolled"),
             "run it without hostNetwork, or accept it as plaintext",
             none(),
@@ -191,7 +200,7 @@ pub fn explain(
             none(),
         ),
         Code::OptedOut => {
-            let place = if opted(source) { source } else { target };
+            let place = one(|pod| pod.opted_out);
             say(
                 format!("{} is labelled istio.io/dataplane-mode=none", place.name()),
                 "remove that label from its pod template",
@@ -202,6 +211,22 @@ pub fn explain(
                 ),
             )
         }
+        Code::Sidecar => {
+            let place = one(|pod| pod.sidecar);
+            say(
+                format!("{} has a sidecar, and beside one nothing is enrolled", place.name()),
+                "stop injecting sidecars into its namespace, label that for the mesh, and restart its pods",
+                format!("kubectl label namespace {} istio-injection- istio.io/rev-", namespace(place)),
+            )
+        }
+        Code::NamespaceExcluded => say(
+            format!(
+                "{} is in a namespace that the node agents leave out, whatever its labels are",
+                one(|pod| pod.excluded).name()
+            ),
+            "take it off EXCLUDE_NAMESPACES of the node agents and of the observer, or accept it as plaintext",
+            none(),
+        ),
         Code::ProxyDown => say(
             format!(
                 "the node proxy of {} or {} is silent",

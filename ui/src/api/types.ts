@@ -31,6 +31,8 @@ export interface Node {
   pods: number;
   pods_enrolled: number | null;
   identities: string[];
+  /** Why pods of it are not in the mesh; absent when all are. */
+  outside?: Why[];
   state: State;
   stale_ms: number | null;
 }

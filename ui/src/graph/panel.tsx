@@ -25,7 +25,7 @@ export function Panel({ model, id, select, window }: PanelProps) {
         <button type="button" class="ghost close" onClick={() => select(null)} aria-label="Close details"><Icon name="close" /></button>
       </header>
       {edge ? <EdgeDetails key={id} edge={edge} model={model} select={select} window={window} />
-        : node ? <NodeDetails node={node} model={model} select={select} />
+        : node ? <NodeDetails key={id} node={node} model={model} select={select} window={window} />
         : <p class="muted">{nameOfId(id)} has had no traffic in this window. A longer one may show it.</p>}
     </aside>
   );
@@ -43,7 +43,7 @@ function Stale({ ms }: { ms: number | null }) {
   return ms === null ? null : <p class="notice warn">Its node proxy has been silent for {age(ms)}: what stands here is that old.</p>;
 }
 
-function NodeDetails({ node, model, select }: { node: Node; model: GraphModel; select: (id: string | null) => void }) {
+function NodeDetails({ node, model, select, window }: Omit<PanelProps, "id"> & { node: Node }) {
   const state = STATE[node.state];
   const lines = [...model.edges.values()].filter((edge) => touches(model, edge, node.id));
   const out = lines.filter((edge) => under(model, edge.source, node.id));
@@ -66,6 +66,12 @@ function NodeDetails({ node, model, select }: { node: Node; model: GraphModel; s
       <p class="muted">{state?.meaning}</p>
       <Stale ms={node.stale_ms} />
       <Facts rows={rows} />
+      {node.outside && (
+        <section>
+          <h3>{node.pods_enrolled ? "Why not all of it is in the mesh" : "Why not in the mesh"}</h3>
+          {node.outside.map((why) => <Reason key={why.code} why={why} of="pod" />)}
+        </section>
+      )}
       {node.kind === "namespace" && model.level === "namespace" && (
         <p><a class="button" href={link("/graph", { level: "workload", ns: node.name })}>Show its workloads</a></p>
       )}
@@ -73,6 +79,7 @@ function NodeDetails({ node, model, select }: { node: Node; model: GraphModel; s
         <p><a class="button" href={link("/graph", { level: "pod", ns: node.namespace, sel: node.id })}>Show its pods</a></p>
       )}
       {route.value.params.get("focus") !== node.id && <p><a class="button" href={link("/graph", { ...Object.fromEntries(route.value.params), focus: node.id })}>Only this and its peers</a></p>}
+      {node.kind !== "namespace" && <FromHubs node={node} model={model} window={window} />}
       <Lines title="Calls" edges={out} model={model} end="target" select={select} />
       <Lines title="Called by" edges={into} model={model} end="source" select={select} />
     </>
@@ -90,6 +97,21 @@ function under(model: GraphModel, id: string, ancestor: string): boolean {
 
 function touches(model: GraphModel, edge: Edge, id: string): boolean {
   return under(model, edge.source, id) || under(model, edge.target, id);
+}
+
+const TRUNKS = 3;
+
+/** What hubs send it: no line of its own leads here from them, since their trunks end at the box around it. */
+function FromHubs({ node, model, window }: { node: Node; model: GraphModel; window: number }) {
+  const trunks = [...model.edges.values()].filter((edge) => edge.kind === "trunk" && edge.source !== node.id && under(model, node.id, edge.target));
+  return (
+    <>
+      {trunks.slice(0, TRUNKS).map(({ id, source }) => {
+        const hub = model.nodes.get(source);
+        return <Behind key={id} source={source} target={node.id} window={window} title={`From ${hub ? fullName(hub) : nameOfId(source)}`} />;
+      })}
+    </>
+  );
 }
 
 const SHOWN = 12;
@@ -167,7 +189,7 @@ function EdgeDetails({ edge, model, select, window }: Omit<PanelProps, "id"> & {
       {edge.reasons.length > 0 && (
         <section>
           <h3>Why it is not all proven</h3>
-          {edge.reasons.map((why) => <Reason key={why.code + why.text} why={why} count />)}
+          {edge.reasons.map((why) => <Reason key={why.code + why.text} why={why} of="pair" />)}
         </section>
       )}
       {edge.identities.length > 0 && (
@@ -180,7 +202,7 @@ function EdgeDetails({ edge, model, select, window }: Omit<PanelProps, "id"> & {
       )}
       <Facts rows={rows} />
       {edge.kind === "trunk" && <FanOut edge={edge} model={model} />}
-      <Behind edge={edge} window={window} />
+      <Behind source={edge.source} target={edge.target} window={window} />
     </>
   );
 }
@@ -206,14 +228,16 @@ function FanOut({ edge, model }: { edge: Edge; model: GraphModel }) {
   return <p><a class="button" href={link("/graph", { ...all, expand: next, sel: undefined } as Record<string, string | undefined>)}>Fan it out in {name}</a></p>;
 }
 
-/** Pod to pod, with what each of the two proxies said: the evidence. */
-function Behind({ edge, window }: { edge: Edge; window: number }) {
-  const { state } = usePoll<Pairs>("/api/v1/pairs", { source: edge.source, target: edge.target, window, limit: 8 }, 5_000);
-  if (!state.data) return <section><h3>Evidence</h3><p class="muted">{state.error ?? "asking the observer …"}</p></section>;
+/** Pod to pod, with what each of the two proxies said: the evidence. With a title of its own it is only there if there is some. */
+function Behind({ source, target, window, title }: { source: string; target: string; window: number; title?: string }) {
+  const { state } = usePoll<Pairs>("/api/v1/pairs", { source, target, window, limit: 8 }, 5_000);
+  if (title && (state.data ? state.data.total === 0 : state.error === null)) return null;
+  const heading = title ?? "Evidence";
+  if (!state.data) return <section><h3><Name>{heading}</Name></h3><p class="muted">{state.error ?? "asking the observer …"}</p></section>;
   const { pairs, total } = state.data;
   return (
     <section>
-      <h3>Evidence <span class="muted">{plural(total, "pair")}</span></h3>
+      <h3><Name>{heading}</Name> <span class="muted">{plural(total, "pair")}</span></h3>
       <ul class="evidence">
         {pairs.map((pair) => (
           <li key={`${pair.source.id} ${pair.target.id} ${pair.port}`}>
@@ -229,7 +253,7 @@ function Behind({ edge, window }: { edge: Edge; window: number }) {
           </li>
         ))}
       </ul>
-      {total > pairs.length && <p class="muted">worst first; {count(total - pairs.length)} more at <a href={`/api/v1/pairs?source=${encodeURIComponent(edge.source)}&target=${encodeURIComponent(edge.target)}`} target="_blank" rel="noreferrer">the API</a></p>}
+      {total > pairs.length && <p class="muted">worst first; {count(total - pairs.length)} more at <a href={`/api/v1/pairs?source=${encodeURIComponent(source)}&target=${encodeURIComponent(target)}`} target="_blank" rel="noreferrer">the API</a></p>}
     </section>
   );
 }

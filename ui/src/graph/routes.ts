@@ -40,15 +40,18 @@ export function routes(layout: Layout, edges: Iterable<Edge>): Map<string, Route
 /** A sign sits astride the border of its box, a little above, so that the name below it stays whole. */
 const SIGN_ABOVE = 5;
 const CELL = 12;
+/** Where on its line a lock may stand, the best place first. */
+const PARTS = [0.5];
+for (let aside = 0.04; aside < 0.45; aside += 0.04) PARTS.push(0.5 - aside, 0.5 + aside);
 
 /** Moves locks along their lines so that they stand neither on one another nor on a node, where that can be had. */
 function spread(layout: Layout, all: Map<string, Route>): void {
-  const taken = new Set<number>();
+  const nodes = new Set<number>(), taken = new Set<number>();
   const cell = (x: number, y: number): number => Math.round(x / CELL) * 100_003 + Math.round(y / CELL);
   for (const spot of layout.spots.values()) {
     for (let x = spot.x - 4; x <= spot.x + spot.w + 4; x += CELL) {
-      for (let y = spot.y - 4; y <= spot.y + spot.h + 4; y += CELL) taken.add(cell(x, y));
-      taken.add(cell(x, spot.y + spot.h + 4));
+      for (let y = spot.y - 4; y <= spot.y + spot.h + 4; y += CELL) nodes.add(cell(x, y));
+      nodes.add(cell(x, spot.y + spot.h + 4));
     }
   }
   for (const route of all.values()) {
@@ -56,12 +59,10 @@ function spread(layout: Layout, all: Map<string, Route>): void {
   }
   for (const route of all.values()) {
     if (route.trunk || route.within || route.line.length < 30) continue;
-    for (const part of [0.5, 0.42, 0.58, 0.34, 0.66, 0.26, 0.74, 0.18, 0.82]) {
-      const p = at(route.line, route.line.length * part);
-      if (taken.has(cell(p.x, p.y))) continue;
-      route.badge = { x: p.x, y: p.y };
-      break;
-    }
+    // From the middle outwards. Beside other signs where there is room, else on one of them: a name is never hidden.
+    const free = PARTS.map((part) => at(route.line, route.line.length * part)).filter((p) => !nodes.has(cell(p.x, p.y)));
+    const place = free.find((p) => !taken.has(cell(p.x, p.y))) ?? free[0];
+    if (place) route.badge = { x: place.x, y: place.y };
     const { x, y } = route.badge;
     for (let dx = -2; dx <= 2; dx++) {
       for (let dy = -2; dy <= 2; dy++) if (Math.abs(dx) + Math.abs(dy) <= 3) taken.add(cell(x + dx * CELL, y + dy * CELL));

@@ -60,7 +60,7 @@ function Coverage({ data }: { data: Overview }) {
       </ul>
       {uncounted_pairs > 0 && <p class="fine"><b>Not counted:</b> the bytes of {plural(uncounted_pairs, "scrape that goes", "scrapes that go")} past the mesh. Prometheus says so; no node proxy sees {uncounted_pairs === 1 ? "it" : "them"}.</p>}
       <p class="fine"><b>Of what?</b> Of {denominator}.</p>
-      <p class="fine"><b>What cannot be seen:</b> {data.blind.text}</p>
+      <p class="fine"><b>What cannot be seen:</b> {data.blind.text}.</p>
     </section>
   );
 }
@@ -138,7 +138,7 @@ function Row({ f, kind }: { f: Finding; kind: Kind }) {
         <p><Name>{f.source_name}</Name> <span class="muted">to</span> {f.targets > 1 && <>{count(f.targets)} workloads of </>}<Name>{f.target_name}</Name>{f.ports.length > 0 && <span class="muted">:{f.ports.slice(0, 4).join(",")}</span>}</p>
         <p class="muted">{kind === "plaintext" || kind === "unproven" ? f.why.reason === "unseen" ? "scraped past every node proxy, " : `${bytes(f.bytes)}, ` : `${plural(f.connections, "connection")}, `}{ago(f.last_activity, now.value)}{f.policy && <> · policy <Name>{f.policy}</Name></>}</p>
       </div>
-      <Reason why={f.why} count />
+      <Reason why={f.why} of="pair" />
       <a class="button" href={where(f, kind)} aria-label={`In graph: ${f.source_name} to ${f.target_name}`}>In graph</a>
     </li>
   );

@@ -5,7 +5,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { setToken, tokenWanted } from "../api/client.js";
 import type { Measure, Why } from "../api/types.js";
 import { visible } from "../graph/pen.js";
-import { percent, shortIdentity } from "../model/format.js";
+import { percent, plural, shortIdentity } from "../model/format.js";
 import type { Tone } from "../model/words.js";
 import type { Sign } from "./glyphs.js";
 import { Icon, LockIcon, type IconName } from "./icon.js";
@@ -52,10 +52,10 @@ export function Command({ value }: { value: string }) {
 }
 
 /** Why something is not proven, and what cures it. */
-export function Reason({ why, count }: { why: Why; count?: boolean }) {
+export function Reason({ why, of }: { why: Why; of?: "pair" | "pod" }) {
   return (
     <div class="reason">
-      <p>{visible(why.text)}{count && why.count > 1 && <span class="muted"> · {why.count} pairs</span>} <span class="code">{why.code}</span></p>
+      <p>{visible(why.text)}{of && why.count > 1 && <span class="muted"> · {plural(why.count, of)}</span>} <span class="code">{why.code}</span></p>
       {why.fix && <p class="fix"><span class="muted">Cure</span> {visible(why.fix)}</p>}
       <Command value={why.command} />
     </div>

@@ -111,6 +111,29 @@ test.describe("the graph", () => {
     await expect(panel).toBeHidden();
   });
 
+  test("says of a workload outside the mesh why it is there, and the command that cures it", async ({ page }) => {
+    await page.goto(`/graph?sel=${encodeURIComponent("wl:bookinfo/cart")}`);
+    await ready(page);
+    const reason = page.getByRole("complementary").locator("section", { hasText: "Why not in the mesh" });
+    await expect(reason).toContainText("OPTED_OUT");
+    await expect(reason).toContainText("kubectl label pod -n bookinfo");
+    await accessible(page);
+  });
+
+  test("shows of a scraped workload what each proxy said of its scrapes, though the hub's trunk ends at its box", async ({ page }) => {
+    await page.goto(`/graph?sel=${encodeURIComponent("wl:bookinfo/productpage-v1")}`);
+    await ready(page);
+    const scrapes = page.getByRole("complementary").locator("section", { hasText: "From monitoring/prometheus" });
+    await scrapes.locator("summary").first().click();
+    await expect(scrapes).toContainText("The caller's node proxy");
+    await expect(scrapes).toContainText("spiffe://cluster.local/ns/bookinfo/sa/productpage-v1");
+    await accessible(page);
+    await page.goto(`/graph?sel=${encodeURIComponent("wl:monitoring/prometheus")}`);
+    await ready(page);
+    await expect(page.getByRole("complementary")).toContainText("Calls");
+    await expect(page.getByRole("complementary")).not.toContainText("From monitoring/prometheus");
+  });
+
   test("can be walked by keys and says what is picked", async ({ page }) => {
     await page.goto("/graph");
     await ready(page);

@@ -137,6 +137,22 @@ describe("the lines", () => {
     }
   });
 
+  it("never hide a name under a lock, however many of them start at one node", () => {
+    const hub = "wl:monitoring/prometheus";
+    for (const [namespaces, workloads] of [[3, 9], [4, 20], [8, 8]] as const) {
+      const made = mesh(namespaces, workloads);
+      const nodes = made.nodes.map((n) => ({ ...n, hub: false }));
+      const edges = [
+        ...made.edges.filter((e) => e.kind !== "trunk"),
+        ...nodes.filter((n) => n.kind === "workload" && n.id !== hub).map((n) => edge(hub, n.id)),
+      ];
+      const l = place(nodes, edges);
+      for (const [id, route] of routes(l, edges)) {
+        for (const spot of l.spots.values()) expect(inside(spot, route.badge, 0), `${id} on ${spot.id}`).toBe(false);
+      }
+    }
+  });
+
   it("are the same for the same places", () => {
     const { nodes, edges } = mesh(3, 5);
     const memory = new Memory();

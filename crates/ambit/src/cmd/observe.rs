@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use enroll::eligibility::DEFAULT_EXCLUDED;
 use observe::certs::Authority;
+use observe::cluster::Special;
 use observe::ingest::{Account, Trust};
 use observe::scrape::Named;
 use observe::store::Limits;
@@ -26,6 +28,9 @@ pub struct Args {
     /// Namespace of the mesh
     #[arg(long, env = "POD_NAMESPACE", default_value = "ambit-system")]
     namespace: String,
+    /// Namespaces that the node agents leave out, whatever their labels are, comma-separated
+    #[arg(long, env = "EXCLUDE_NAMESPACES", value_delimiter = ',', default_value = DEFAULT_EXCLUDED)]
+    exclude_namespaces: Vec<String>,
     /// Own service account
     #[arg(long, env = "SERVICE_ACCOUNT", default_value = "ambit-observe")]
     service_account: String,
@@ -80,7 +85,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         ingest: args.ingest_address,
         monitoring: args.monitoring_address,
         identity,
-        namespace: args.namespace,
+        special: Special { system: args.namespace, excluded: args.exclude_namespaces },
         authority: Authority {
             address: args.ca_address,
             root: args.ca_root,

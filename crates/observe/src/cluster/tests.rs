@@ -3,7 +3,8 @@ use serde_json::json;
 use super::*;
 
 fn pod(value: serde_json::Value) -> (Pod, Option<Candidate>) {
-    pod_of(&serde_json::from_value(value).unwrap(), "ambit-system")
+    let special = Special { system: "ambit-system".into(), excluded: vec!["kube-system".into()] };
+    pod_of(&serde_json::from_value(value).unwrap(), &special)
 }
 
 #[test]
@@ -37,6 +38,16 @@ fn what_has_finished_or_opted_out_or_belongs_to_the_mesh_is_known_as_such() {
     assert_eq!((&*found.workload, &*found.workload_type), ("backup", "cronjob"));
     let (found, _) = pod(json!({ "metadata": { "namespace": "ambit-system", "name": "x" } }));
     assert!(found.mesh && !found.running);
+}
+
+#[test]
+fn what_keeps_a_pod_out_beside_labels_is_read_too() {
+    let (found, _) = pod(json!({ "metadata": {
+        "namespace": "shop", "name": "x", "labels": { "istio.io/dataplane-mode": "ambient" },
+        "annotations": { "sidecar.istio.io/status": "" } } }));
+    assert!(found.opted_in && found.sidecar && !found.excluded && !found.opted_out);
+    let (found, _) = pod(json!({ "metadata": { "namespace": "kube-system", "name": "dns" } }));
+    assert!(found.excluded && !found.opted_in && !found.sidecar);
 }
 
 #[test]

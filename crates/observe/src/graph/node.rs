@@ -1,14 +1,16 @@
 //! The nodes of a graph: the ends of its edges, and the boxes they stand in.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::query::Level;
 use crate::flow::{Millis, Text};
-use crate::model::{Edge, Node, PairCounts, State};
+use crate::model::{Edge, Node, PairCounts, State, Why};
 use crate::store::place::{OUTSIDE, Place};
 use crate::table::{Row, Table};
+use crate::why::outside;
 
 const IDENTITIES: usize = 4;
+const REASONS: usize = 4;
 
 pub(super) struct Nodes<'a> {
     table: &'a Table,
@@ -22,6 +24,8 @@ struct Parts<'a> {
     place: &'a Place,
     pods: HashSet<&'a Text>,
     enrolled: usize,
+    /// Pods that are not in the mesh; by name, so that the same one stands for all of a kind each time.
+    outside: BTreeMap<&'a Text, &'a Place>,
     pairs: PairCounts,
     identities: BTreeSet<&'a Text>,
     stale_ms: Option<Millis>,
@@ -62,6 +66,7 @@ impl<'a> Nodes<'a> {
                 place,
                 pods: HashSet::new(),
                 enrolled: 0,
+                outside: BTreeMap::new(),
                 pairs: PairCounts::default(),
                 identities: BTreeSet::new(),
                 stale_ms: None,
@@ -72,6 +77,9 @@ impl<'a> Nodes<'a> {
         let Some(parts) = self.parts.get_mut(id) else { return };
         if parts.pods.insert(&place.id) {
             parts.enrolled += usize::from(enrolled);
+            if !enrolled && place.is_inside() {
+                parts.outside.insert(&place.id, place);
+            }
         }
         parts.pairs.add(row.state);
         parts.stale_ms = parts.stale_ms.max(row.stale_ms);
@@ -86,6 +94,23 @@ impl<'a> Nodes<'a> {
     fn is_enrolled(&self, place: &Place) -> bool {
         let known = self.table.directory.pod(&place.end.namespace, &place.end.pod);
         known.map_or(place.end.enrolled, |pod| pod.enrolled)
+    }
+
+    /// Why pods of a node are outside, a code once.
+    fn reasons(&self, parts: &Parts<'a>) -> Vec<Why> {
+        let directory = &self.table.directory;
+        let mut reasons: Vec<Why> = Vec::new();
+        for place in parts.outside.values() {
+            let Some(pod) = directory.pod(&place.end.namespace, &place.end.pod) else { continue };
+            let Some(why) = outside(pod, place, directory) else { continue };
+            match reasons.iter_mut().find(|known| known.code == why.code) {
+                Some(known) => known.count += 1,
+                None => reasons.push(why),
+            }
+        }
+        reasons.sort_by_key(|why| std::cmp::Reverse(why.count));
+        reasons.truncate(REASONS);
+        reasons
     }
 
     /// Those that are ends of edges, or around such ends; sorted by id.
@@ -145,6 +170,7 @@ impl<'a> Nodes<'a> {
             mesh: below && known.is_some_and(|pod| pod.mesh),
             pods: if kind == "outside" { 0 } else { parts.pods.len() },
             pods_enrolled: (kind != "outside").then_some(parts.enrolled),
+            outside: self.reasons(parts),
             identities: parts.identities.iter().map(|identity| (*identity).clone()).collect(),
             state: node_state(&parts.pairs),
             stale_ms: parts.stale_ms,

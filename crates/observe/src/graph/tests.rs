@@ -62,6 +62,37 @@ fn an_edge_is_locked_only_if_all_of_it_is() {
     assert_eq!(graph.coverage.by_bytes.unproven, graph.coverage.by_bytes.total);
 }
 
+#[test]
+fn a_node_says_why_its_pods_are_not_in_the_mesh() {
+    let opted = Pod { enrolled: false, opted_out: true, ..pod("shop", "cart-1", "n2", 3) };
+    let car = |name: &str, last| Pod { enrolled: false, sidecar: true, ..pod("shop", name, "n2", last) };
+    let pods = [
+        pod(PROM.0, PROM.1, "n1", 1),
+        pod(CART.0, CART.1, "n2", 2),
+        opted,
+        car("cart-2", 4),
+        car("cart-3", 5),
+    ];
+    let mut world = World::new(pods);
+    for name in ["cart-0", "cart-1", "cart-2", "cart-3"] {
+        world.hear("n1", T0, &[scrape(Reporter::Source, PROM, ("shop", name)).plaintext("not_enrolled")]);
+    }
+    let table = world.table(T0);
+    let said = |level, id: &str| {
+        let graph = build(&table, &query(level), &Visible::All);
+        let node = graph.nodes.into_iter().find(|node| *node.id == *id).unwrap();
+        node.outside.into_iter().map(|why| (why.code, why.count, why.text)).collect::<Vec<_>>()
+    };
+    let all = said(Level::Workload, "wl:shop/cart");
+    let codes: Vec<_> = all.iter().map(|(code, count, _)| (*code, *count)).collect();
+    assert_eq!(codes, [(Code::Sidecar, 2), (Code::OptedOut, 1)]);
+    // One pod stands for all of its kind, and always the same one, so that a live picture does not flicker.
+    assert!(all[0].2.starts_with("shop/cart-2 "), "{all:?}");
+    assert_eq!(said(Level::Namespace, "ns:shop"), all);
+    assert_eq!(said(Level::Pod, "pod:shop/cart-1").len(), 1);
+    assert_eq!(said(Level::Pod, "pod:shop/cart-0"), []);
+}
+
 /// A Prometheus and so many apps of their own workloads in two namespaces.
 fn hub(apps: usize) -> World {
     let mut pods = vec![pod(PROM.0, PROM.1, "n1", 1)];

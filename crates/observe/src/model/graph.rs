@@ -50,6 +50,9 @@ pub struct Node {
     pub pods: usize,
     pub pods_enrolled: Option<usize>,
     pub identities: Vec<Text>,
+    /// Why pods of it are not in the mesh, a code once, most frequent first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outside: Vec<Why>,
     pub state: State,
     pub stale_ms: Option<Millis>,
 }
