@@ -232,6 +232,28 @@ fn mutual_tls_is_demanded_and_released_by_peer_authentication() {
     assert!(world.state.snapshot.policies.is_empty());
 }
 
+/// A proxy keeps the door shut, or skips the policy, when a workload lists one that it is never sent.
+#[test]
+fn a_policy_that_is_given_a_target_leaves_the_node_proxies_and_its_workloads_and_comes_back_without() {
+    let policy = |targets: serde_json::Value| {
+        let spec = json!({
+            "selector": { "matchLabels": { "app": "web" } }, "action": "DENY", "rules": [{}], "targetRefs": targets,
+        });
+        vec![Event::Authorizations(Delta::Put(fixtures::authorization("shop", "p", spec)))]
+    };
+    let mut world = two_pods();
+    for _ in 0..2 {
+        world.hear(policy(json!([])));
+        assert!(world.state.snapshot.policies.get("shop/p").is_some());
+        assert_eq!(world.workload(WEB_0).authorization_policies, ["shop/p"]);
+        for kind in ["Gateway", "Service"] {
+            world.hear(policy(json!([{ "kind": kind, "name": "web" }])));
+            assert!(world.state.snapshot.policies.get("shop/p").is_none(), "{kind}");
+            assert!(world.workload(WEB_0).authorization_policies.is_empty(), "{kind}");
+        }
+    }
+}
+
 #[test]
 fn aliases_of_the_trust_domain_change_the_policies_that_name_it_and_no_others() {
     let allow = |name: &str, principal: &str| {
