@@ -62,6 +62,7 @@ pub(crate) fn monitoring(pages: Pages) -> Router {
         .route("/debug/config_dump", get(config_dump))
         .route("/debug/connections", get(connections))
         .route("/debug/runtime", get(runtime))
+        .route("/debug/profile", get(profile))
         .route("/debug/list", get(list))
         .route("/debug", get(list))
         .layer(axum::middleware::from_fn(nearby));
@@ -135,12 +136,13 @@ async fn clients(State(pages): State<Pages>) -> axum::Json<serde_json::Value> {
 }
 
 /// The pages there are.
-const PAGES: [(&str, &str); 9] = [
+const PAGES: [(&str, &str); 10] = [
     ("/debug/ambientz", "workloads, services and policies as they are published"),
     ("/debug/ca", "what signs, what is trusted, where a rotation stands"),
     ("/debug/config_dump?proxyID=<pod>.<namespace>", "what one connected client is told"),
     ("/debug/connections", "connected clients"),
     ("/debug/list", "this list"),
+    ("/debug/profile?seconds=<1 to 30>", "where processor time goes: stacks for a flame graph"),
     ("/debug/resources", "names and versions of everything published"),
     ("/debug/runtime?seconds=<1 to 30>", "processor time by thread, tasks, memory"),
     ("/debug/status", "conditions that are still to be written on objects"),
@@ -191,9 +193,18 @@ struct Window {
     seconds: Option<u64>,
 }
 
+impl Window {
+    fn or(&self, seconds: u64) -> Duration {
+        Duration::from_secs(self.seconds.unwrap_or(seconds).clamp(1, 30))
+    }
+}
+
 async fn runtime(Query(window): Query<Window>) -> axum::Json<serde_json::Value> {
-    let window = Duration::from_secs(window.seconds.unwrap_or(1).clamp(1, 30));
-    axum::Json(process::page(window).await)
+    axum::Json(process::page(window.or(1)).await)
+}
+
+async fn profile(Query(window): Query<Window>) -> (StatusCode, String) {
+    crate::profile::page(window.or(10)).await
 }
 
 /// Names and versions of everything published.

@@ -21,6 +21,7 @@ mod lease;
 pub mod metrics;
 pub mod model;
 mod process;
+mod profile;
 pub mod roots;
 mod run;
 mod serve;
