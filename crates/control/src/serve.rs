@@ -1,5 +1,7 @@
 //! The gRPC port: TLS with a certificate of our own authority, renewed while serving.
 
+mod greeting;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,6 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+
+use greeting::Greeting;
 
 use crate::Error;
 use crate::ca::{Authority, AuthorityError};
@@ -131,7 +135,7 @@ pub(crate) fn listen(socket: socket2::Socket) -> std::io::Result<TcpListener> {
 pub(crate) async fn accept(
     listener: TcpListener,
     tls: watch::Receiver<TlsAcceptor>,
-    connections: mpsc::Sender<std::io::Result<TlsStream<TcpStream>>>,
+    connections: mpsc::Sender<std::io::Result<Greeting<TlsStream<TcpStream>>>>,
 ) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     loop {
@@ -155,7 +159,7 @@ pub(crate) async fn accept(
             let _ = stream.set_nodelay(true);
             match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
                 Ok(Ok(stream)) => {
-                    let _ = connections.send(Ok(stream)).await;
+                    let _ = connections.send(Ok(Greeting::of(stream))).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
                 Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),

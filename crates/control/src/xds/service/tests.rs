@@ -259,3 +259,40 @@ async fn a_mesh_that_never_stands_still_keeps_no_stream_beyond_its_age() {
     }
     assert!(opened.elapsed() <= Duration::from_secs(34 * 60));
 }
+
+/// Case D17, at its size: 50 clients and 600 beats, with one real change in their midst.
+#[tokio::test]
+async fn heartbeats_of_objects_reach_no_client_and_the_change_in_their_midst_reaches_all() {
+    let mut served = Served::new();
+    served.pod("web-0");
+    let mut clients = Vec::new();
+    for _ in 0..50 {
+        served.open();
+        served.ask(ADDRESS, "").await;
+        served.ask(AUTHORIZATION, "").await;
+        assert_eq!(served.next().await.type_url, AUTHORIZATION);
+        assert_eq!(served.next().await.resources.len(), 1);
+        // Takes it and asks for more, which makes room for the next one at the gate.
+        assert!(futures::poll!(served.pushes.next()).is_pending());
+        let (_, unused) = opened(&served.inner);
+        clients.push((served.requests.clone(), std::mem::replace(&mut served.pushes, unused)));
+    }
+    for turn in 0..600 {
+        let beat = json!({ "metadata": { "annotations": { "lease": turn.to_string() } } });
+        let beat = Event::Pods(Delta::Put(fixtures::pod("web-0", "10.0.0.1", beat)));
+        served.state.apply(beat);
+        assert!(served.state.flush().is_none(), "turn {turn}");
+        if turn == 300 {
+            served.pod("web-1");
+            for (_, pushes) in &mut clients {
+                let push = tokio::time::timeout(Duration::from_secs(10), pushes.next()).await;
+                let push = push.expect("in time").expect("the stream goes on").expect("no error");
+                let names: Vec<&str> = push.resources.iter().map(|one| &*one.name).collect();
+                assert_eq!(names, ["Kubernetes//Pod/shop/web-1"]);
+            }
+        }
+    }
+    for (_, pushes) in &mut clients {
+        assert!(futures::poll!(pushes.next()).is_pending());
+    }
+}
