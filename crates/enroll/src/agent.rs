@@ -39,8 +39,8 @@ use tokio_util::task::TaskTracker;
 
 pub use cleanup::cleanup;
 
-use crate::config::Config;
-use crate::eligibility::{Reason, Rules};
+use crate::config::{Config, access_file};
+use crate::eligibility::{Reason, Rules, default_selectors};
 use crate::install::{self, Installer, conflist};
 use crate::metrics::{Metrics, Readiness};
 use crate::netns_of::remembered::Remembered;
@@ -134,10 +134,14 @@ pub async fn run(config: Config, client: Client, stop: CancellationToken) -> any
         .with_context(|| format!("cannot listen on {}", node.config.event_socket().display()))?;
 
     let mut synced = node.synced.clone();
-    tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        result = synced.wait_for(|synced| *synced) => { result.context("the watches ended before they had begun")?; }
+    let seen = async { synced.wait_for(|synced| *synced).await.is_ok() };
+    let seen = stop.run_until_cancelled(seen).await;
+    if stop.is_cancelled() {
+        // The mesh may be removed while its agent starts.
+        cleanup::on_shutdown(&node).await;
+        return Ok(());
     }
+    anyhow::ensure!(seen == Some(true), "the watches ended before they had begun");
     stock::take(&node).await;
     status::serve(&node, servers.clone()).await?;
     tasks.spawn(work_off(node.clone(), work.clone()));
@@ -149,6 +153,12 @@ pub async fn run(config: Config, client: Client, stop: CancellationToken) -> any
     readiness.watching.store(true, Ordering::Relaxed);
     tracing::info!(node = node.config.node_name, pods = node.pods.len(), firewall = %node.config.firewall, "node agent serves");
 
+    if let Some(access) = node.config.access.clone() {
+        let file = access_file(&node.config.run_dir);
+        // Before the plugin is there: nobody shall miss it. What goes wrong is said by what follows.
+        let _ = access.leave(&file);
+        tasks.spawn(access.keep(file, work.clone()));
+    }
     let installer = installer(&node.config);
     match installer.clone() {
         Some(installer) => {
@@ -230,6 +240,9 @@ fn installer(config: &Config) -> Option<Installer> {
     let mut entry = conflist::entry(&config.run_dir, &config.namespace, &prefix, &config.exclude_namespaces);
     if config.hold_all {
         entry["hold_all"] = true.into();
+    }
+    if config.selectors != default_selectors() {
+        entry["enablement_selectors"] = serde_json::json!(config.selectors);
     }
     config.cni.clone().map(|place| Installer::new(place, entry))
 }

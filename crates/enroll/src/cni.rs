@@ -2,28 +2,33 @@
 //!
 //! The plugin is chained last. At ADD it tells the agent which pod is about to start, in which namespace and with
 //! which addresses, and waits until the agent has enrolled it or said that it is not to be enrolled; only then may
-//! the runtime start the pod. It holds no credentials and never asks the API server: the agent watches it anyway.
+//! the runtime start the pod. While the agent answers nobody else is asked: it watches the API server anyway.
 //!
-//! **When the agent cannot be reached** the plugin must know by itself whether the pod may start ([`offline`]):
+//! **When the agent cannot be reached** the plugin must find out by itself whether the pod may start ([`exempt`],
+//! [`access`], [`offline`]):
 //!
 //! 1. The agent's own pods always start (its namespace *and* its name prefix, both from the plugin's
 //!    configuration): otherwise an agent that is away could never come back. Nobody else can use this exemption
 //!    without the right to create pods in the mesh's namespace.
 //! 2. Pods of excluded namespaces always start, since they are never enrolled.
-//! 3. The agent leaves a list of enrolled namespaces beside its socket ([`Known`]). Pods of those are refused with
-//!    one line that names the agent; the runtime tries again, so they start by themselves once the agent is back.
-//!    Pods of all other namespaces start at once.
-//! 4. Without that list (a node that has just booted and whose `/run` is empty) every other pod counts as one that
+//! 3. The API server is asked for the pod and its namespace, with what the agent has left for that ([`access`]), and
+//!    they are judged as the agent would. A pod that is to be in the mesh is refused with one line that names the
+//!    agent; the runtime tries again, so it starts by itself once the agent is back. Any other pod starts at once.
+//! 4. Where the API server cannot tell either (it is away too, or the agent's token has ended with its pod), the list
+//!    of enrolled namespaces decides that the agent leaves beside its socket ([`Known`]): pods of those are refused,
+//!    pods of all others start at once, or wait too where the configuration says so (`hold_all`).
+//! 5. Without that list (a node that has just booted and whose `/run` is empty) every other pod counts as one that
 //!    could be in the mesh and is refused: starting it could send its traffic past the mesh for ever unnoticed.
 //!    The agent itself needs no CNI (it uses the network of its host), so this ends as soon as it runs.
 //!
-//! Two things the list cannot know, and so while the agent is away: a pod that is opted out by its own label in an
-//! enrolled namespace waits too, and a pod that is enrolled by its own label alone in another namespace starts
-//! and is enrolled, running, when the agent is back.
+//! Two things the list cannot know: a pod that is opted out by its own label in an enrolled namespace waits too, and
+//! the first pod that is enrolled by its own label in another namespace starts and is enrolled, running, when the
+//! agent is back. Only where neither agent nor API server answers do they matter.
 //!
 //! DEL, CHECK, GC and STATUS do nothing and succeed, whatever is gone: there is nothing of the plugin's own to
 //! undo, and a STATUS that failed would stop pods that are not in the mesh.
 
+pub mod access;
 pub mod client;
 pub mod event;
 pub mod plugin;
@@ -62,14 +67,16 @@ pub enum Offline {
     Refuse,
 }
 
-/// The decision of the module's documentation, for the pod `namespace`/`name`.
-pub fn offline(config: &plugin::Config, known: Option<&Known>, namespace: &str, name: &str) -> Offline {
+/// Whether the pod `namespace`/`name` starts whatever anybody could say of it.
+pub fn exempt(config: &plugin::Config, namespace: &str, name: &str) -> bool {
     let agent = !config.agent_pod_prefix.is_empty()
         && namespace == config.pod_namespace
         && name.starts_with(&config.agent_pod_prefix);
-    if agent || config.exclude_namespaces.iter().any(|excluded| excluded == namespace) {
-        return Offline::Start;
-    }
+    agent || config.exclude_namespaces.iter().any(|excluded| excluded == namespace)
+}
+
+/// What becomes of a pod of `namespace` that neither the agent nor the API server knows anything of.
+pub fn offline(config: &plugin::Config, known: Option<&Known>, namespace: &str) -> Offline {
     match known {
         Some(known) if !config.hold_all && !known.namespaces.contains(namespace) => Offline::Start,
         _ => Offline::Refuse,

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::cni::access::Access;
 use crate::eligibility::SelectorPair;
 use crate::firewall::Backend;
 
@@ -44,8 +45,11 @@ pub struct Config {
     pub zds_socket: PathBuf,
     /// Where the CNI plugin finds the agent, and where the agent keeps what must outlive it.
     pub run_dir: PathBuf,
-    /// While the agent is away every new pod waits, not only those of namespaces that are known to be in the mesh.
+    /// While neither agent nor API server can tell the CNI plugin of a new pod, it waits, not only in namespaces that
+    /// are known to be in the mesh.
     pub hold_all: bool,
+    /// What the CNI plugin may use to ask the API server while the agent is away.
+    pub access: Option<Access>,
     /// Installs the CNI plugin when given.
     pub cni: Option<CniInstall>,
     /// The node's `/proc`.
@@ -110,4 +114,9 @@ pub fn event_socket(run_dir: &Path) -> PathBuf {
 /// What the agent leaves for the plugin, below a run directory.
 pub fn known_file(run_dir: &Path) -> PathBuf {
     run_dir.join("enrolled-namespaces.json")
+}
+
+/// The plugin's way to the API server, below a run directory.
+pub fn access_file(run_dir: &Path) -> PathBuf {
+    run_dir.join("kubeconfig")
 }

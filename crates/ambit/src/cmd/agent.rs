@@ -6,11 +6,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use enroll::cni::access::Access;
 use enroll::config::{CniInstall, Config, PROBE_SNAT_V4, PROBE_SNAT_V6};
 use enroll::eligibility::{DEFAULT_EXCLUDED, SelectorPair, default_selectors};
 use enroll::firewall::Backend;
 use enroll::privileges;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Where Kubernetes puts what a pod's service account may use.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Settings; each has the environment variable that istio-cni's DaemonSet uses, where there is one.
 #[derive(clap::Args)]
@@ -54,7 +58,8 @@ pub struct Args {
     /// Put the plugin into the cluster's own network configuration; off: into one of its own (Multus, OpenShift)
     #[arg(long, env = "CHAINED_CNI_PLUGIN", action = clap::ArgAction::Set, default_value_t = true)]
     chained: bool,
-    /// While the agent is away every new pod waits, not only those of namespaces known to be in the mesh
+    /// While neither the agent nor the API server can tell of a new pod it waits, not only in namespaces known to be in
+    /// the mesh
     #[arg(long, env = "AMBIT_CNI_HOLD_ALL", action = clap::ArgAction::Set, default_value_t = false)]
     hold_all: bool,
     /// Directory of the node's network configurations
@@ -144,6 +149,15 @@ impl Args {
         };
         let excluded = self.exclude_namespaces.iter().map(|name| name.trim().to_owned());
         let api: Option<IpAddr> = self.api_host.as_deref().and_then(|host| host.parse().ok());
+        // As the API server shows itself to every pod; the agent has the network of its host, where the plugin runs too.
+        let access = self.api_host.as_deref().map(|host| Access {
+            server: match api {
+                Some(IpAddr::V6(ip)) => format!("https://[{ip}]:{}", self.api_port),
+                _ => format!("https://{host}:{}", self.api_port),
+            },
+            ca_file: format!("{SERVICE_ACCOUNT}/ca.crt").into(),
+            token_file: format!("{SERVICE_ACCOUNT}/token").into(),
+        });
         let cni = self.install_cni.then(|| CniInstall {
             net_dir: self.cni_net_dir,
             bin_dir: self.cni_bin_dir,
@@ -166,6 +180,7 @@ impl Args {
             zds_socket: self.zds_socket,
             run_dir: self.run_dir,
             hold_all: self.hold_all,
+            access,
             cni,
             host_proc: self.host_proc,
             host_root: self.host_root,

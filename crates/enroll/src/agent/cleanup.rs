@@ -7,7 +7,7 @@ use kube::{Api, Client};
 use netns::NetNs;
 
 use super::{Node, announce, exempt, installer};
-use crate::config::{Config, known_file};
+use crate::config::{Config, access_file, known_file};
 use crate::firewall::Backend;
 use crate::netns_of::remembered::{Record, Remembered};
 use crate::netns_of::{Finder, Wanted, addresses};
@@ -117,7 +117,7 @@ pub async fn cleanup(config: &Config, client: Option<&Client>) -> Vec<String> {
         failed.extend(redirect::remove(netns, config.firewall).await.err().map(|error| error.to_string()));
     }
     failed.extend(remembered.erase().err().map(|error| error.to_string()));
-    for file in [known_file(&config.run_dir), config.event_socket()] {
+    for file in [known_file(&config.run_dir), access_file(&config.run_dir), config.event_socket()] {
         match std::fs::remove_file(&file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 failed.push(format!("cannot remove {}: {error}", file.display()));

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
+use crate::cni::access::is_meant;
 use crate::cni::event::{Answer, Event};
 use crate::cni::server::{self, Failure, Question};
 use crate::eligibility::{Verdict, judge};
@@ -160,7 +161,7 @@ fn is_link_local(ip: &IpAddr) -> bool {
 /// than our watch, and then waiting would only guess how much.
 async fn look_up(node: &Node, event: &Event) -> Result<(Arc<Pod>, Arc<Namespace>), String> {
     let (name, namespace) = (event.pod_name.as_str(), event.pod_namespace.as_str());
-    let same = |pod: &Pod| event.pod_uid.is_empty() || pod.uid().as_deref() == Some(&event.pod_uid);
+    let same = |pod: &Pod| is_meant(pod, &event.pod_uid);
     let cached =
         node.pods.find(|pod| pod.name_any() == name && pod.namespace().as_deref() == Some(namespace));
     let pod = match cached.filter(|pod| same(pod)) {

@@ -40,6 +40,14 @@ pub enum Error {
         /// What happened.
         reason: String,
     },
+    /// It said that the pod is to be in the mesh, and then nothing more.
+    #[error("the node agent on {socket} was to enrol the pod and did not answer any more: {reason}")]
+    Left {
+        /// The agent's socket.
+        socket: String,
+        /// What happened.
+        reason: String,
+    },
     /// The agent could not do it.
     #[error("the node agent could not enrol the pod (status {status}): {text}")]
     Failed {
@@ -52,13 +60,17 @@ pub enum Error {
 
 /// Asks the agent behind `socket` to enrol a pod, if it is to be enrolled.
 pub async fn ask(socket: &Path, event: &Event, patience: Patience) -> Result<Answer, Error> {
-    match answer(exchange(socket, "/judge", event, patience.judge).await, socket) {
+    let wanted = match answer(exchange(socket, "/judge", event, patience.judge).await, socket) {
         // A foreign agent, which knows one question only.
-        Err(Error::Failed { status: 404, .. }) => {}
-        Ok(wanted) if wanted.enrolled => {}
+        Err(Error::Failed { status: 404, .. }) => false,
+        Ok(wanted) if wanted.enrolled => true,
         settled => return settled,
+    };
+    match answer(exchange(socket, "/cmdadd", event, patience.enrol).await, socket) {
+        // What is known is known, also when the agent dies over it.
+        Err(Error::Unreachable { socket, reason }) if wanted => Err(Error::Left { socket, reason }),
+        settled => settled,
     }
-    answer(exchange(socket, "/cmdadd", event, patience.enrol).await, socket)
 }
 
 fn answer(result: anyhow::Result<(u16, String)>, socket: &Path) -> Result<Answer, Error> {

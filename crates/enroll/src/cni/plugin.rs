@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 
 use super::client;
 use super::event::{Answer, Event, IpConfig, IpMask};
-use super::{Known, Offline, offline};
+use super::{Known, Offline, access, exempt, offline};
 use crate::config::{event_socket, known_file};
+use crate::eligibility::Verdict;
 
 /// The versions of the specification that the plugin speaks.
 pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -36,7 +37,11 @@ pub struct Config {
     /// Namespaces that are never enrolled.
     #[serde(default)]
     pub exclude_namespaces: Vec<String>,
-    /// Without the agent every pod waits, but for the agent's own and those of excluded namespaces.
+    /// Which pods are enrolled, where that is not the usual: a list of
+    /// [`SelectorPair`](crate::eligibility::SelectorPair).
+    #[serde(default)]
+    pub enablement_selectors: Option<Value>,
+    /// A pod that nobody can tell of waits, whatever its namespace.
     #[serde(default)]
     pub hold_all: bool,
     #[serde(rename = "prevResult", default)]
@@ -161,30 +166,42 @@ async fn add(env: &Env, input: &[u8]) -> Outcome {
     };
     match client::ask(&event_socket(&config.cni_agent_run_dir), &event, client::Patience::default()).await {
         Ok(Answer { .. }) => Outcome::result(result(&config)),
-        Err(error) => refused(&config, &event, &error),
+        Err(error) => refused(&config, &event, &error).await,
     }
 }
 
 /// The agent could not be asked, or could not do it.
-fn refused(config: &Config, event: &Event, error: &client::Error) -> Outcome {
+async fn refused(config: &Config, event: &Event, error: &client::Error) -> Outcome {
     let pod = format!("{}/{}", event.pod_namespace, event.pod_name);
     if let client::Error::Failed { .. } = error {
         let text =
             format!("pod {pod} is to be in the mesh and could not be enrolled by the Ambit node agent");
         return Outcome::error(&config.cni_version, code::NOT_ENROLLED, text, error.to_string());
     }
-    let known = Known::read(&known_file(&config.cni_agent_run_dir));
-    match offline(config, known.as_ref(), &event.pod_namespace, &event.pod_name) {
-        Offline::Start => Outcome::result(result(config)),
-        Offline::Refuse => {
-            let agent = format!("{}*", config.agent_pod_prefix);
-            let text = format!(
-                "pod {pod} may be in the mesh and must wait for the Ambit node agent (pod {agent} in namespace {})",
-                config.pod_namespace
-            );
-            Outcome::error(&config.cni_version, code::TRY_AGAIN, text, error.to_string())
-        }
+    if exempt(config, &event.pod_namespace, &event.pod_name) {
+        return Outcome::result(result(config));
     }
+    let judged = match error {
+        client::Error::Left { .. } => Ok(Verdict::Enrol),
+        _ => access::judged(config, event).await,
+    };
+    let (is, details) = match judged {
+        Ok(Verdict::Not(_)) => return Outcome::result(result(config)),
+        Ok(Verdict::Enrol) => ("is to be", error.to_string()),
+        Err(silence) => {
+            let known = Known::read(&known_file(&config.cni_agent_run_dir));
+            if offline(config, known.as_ref(), &event.pod_namespace) == Offline::Start {
+                return Outcome::result(result(config));
+            }
+            ("may be", format!("{error}; {silence}"))
+        }
+    };
+    let agent = format!("{}*", config.agent_pod_prefix);
+    let text = format!(
+        "pod {pod} {is} in the mesh and must wait for the Ambit node agent (pod {agent} in namespace {})",
+        config.pod_namespace
+    );
+    Outcome::error(&config.cni_version, code::TRY_AGAIN, text, details)
 }
 
 /// What to tell the agent; nothing when this is no pod.

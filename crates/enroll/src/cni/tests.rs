@@ -149,6 +149,41 @@ async fn an_agent_that_hangs_is_as_good_as_away_after_the_first_question() {
     assert!(matches!(error, client::Error::Unreachable { .. }), "{error}");
 }
 
+/// The list says that the namespace is outside; the agent, which knew more, dies between two words.
+#[tokio::test]
+async fn a_pod_of_which_the_agent_said_that_it_is_to_be_in_does_not_start_when_the_agent_dies_then() {
+    let dir = tempfile::tempdir().unwrap();
+    Known::default().write(&crate::config::known_file(dir.path())).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(crate::config::event_socket(dir.path())).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let cut = Arc::new(tokio::sync::Notify::new());
+    let cutting = cut.clone();
+    let router =
+        axum::Router::new().route("/judge", axum::routing::post(|| async { "{\"enrolled\":true}" })).route(
+            "/cmdadd",
+            axum::routing::post(move || async move {
+                cutting.notify_one();
+                std::future::pending::<()>().await;
+            }),
+        );
+    let runtime = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+            let serving = tokio::spawn(async move { axum::serve(listener, router).await });
+            cut.notified().await;
+            serving.abort();
+        });
+        // All its connections end with it.
+        drop(runtime);
+    });
+    let outcome = call(&add_env("plain", "a"), &input(dir.path())).await;
+    runtime.join().unwrap();
+    let error = outcome.stdout.unwrap();
+    assert_eq!((outcome.status, &error["code"]), (1, &json!(11)), "{error}");
+    assert!(error["msg"].as_str().unwrap().contains("plain/a is to be in the mesh"), "{error}");
+}
+
 #[tokio::test]
 async fn a_foreign_agent_is_asked_the_one_question_it_knows() {
     let dir = tempfile::tempdir().unwrap();

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use enroll::cni::access::Access;
 use enroll::cni::plugin::{self, Outcome};
 use enroll::config::{CniInstall, Config, PROBE_SNAT_V4, PROBE_SNAT_V6, STATUS_PORT};
 use enroll::eligibility::default_selectors;
@@ -75,7 +76,11 @@ impl World {
             r#"{"name":"n","plugins":[{"type":"bridge"}]}"#,
         )
         .unwrap();
-        std::fs::write(dir.path().join("binary"), "the plugin").unwrap();
+        for (name, content) in
+            [("binary", "the plugin"), ("ca.crt", "certificates"), ("token", "the token\n")]
+        {
+            std::fs::write(dir.path().join(name), content).unwrap();
+        }
         let bridge = dir.path().join("host/bin/bridge");
         std::fs::write(&bridge, "program").unwrap();
         std::fs::set_permissions(&bridge, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -106,6 +111,7 @@ impl World {
             zds_socket: dir.join("z.sock"),
             run_dir: self.run_dir(),
             hold_all: false,
+            access: Some(self.access()),
             cni: Some(CniInstall {
                 net_dir: dir.join("host/net.d"),
                 bin_dir: dir.join("host/bin"),
@@ -114,7 +120,7 @@ impl World {
                 chained: true,
                 binary: dir.join("binary"),
             }),
-            host_proc: dir.join("no-proc"),
+            host_proc: self.proc(),
             host_root: dir.join("host"),
             monitoring_port: 15014,
             health_port: 8000,
@@ -123,6 +129,12 @@ impl World {
             never_end: vec![],
             safe_upgrade: true,
         }
+    }
+
+    fn access(&self) -> Access {
+        let dir = self.dir.path();
+        let file = |name: &str| dir.join(name);
+        Access { server: "https://10.0.0.1:443".into(), ca_file: file("ca.crt"), token_file: file("token") }
     }
 
     pub fn run_dir(&self) -> PathBuf {
@@ -159,7 +171,12 @@ impl World {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             NetNs::current().unwrap()
         });
-        let made = made.join().unwrap();
+        self.new_pod_in(namespace, name, ip, made.join().unwrap());
+        self.show(name);
+    }
+
+    /// The same in a namespace that somebody else made, and that the agent knows nothing of.
+    pub fn new_pod_in(&mut self, namespace: &str, name: &str, ip: &str, made: NetNs) {
         let run = |args: &str| {
             let output = made.run(|| Command::new("ip").args(args.split(' ')).output()).unwrap().unwrap();
             assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
@@ -168,7 +185,6 @@ impl World {
         run("link add eth0 type bridge");
         run(&format!("addr add {ip}/24 dev eth0"));
         self.pods.insert(name.to_owned(), made);
-        self.show(name);
         self.api.put_pod(
             name,
             json!({
@@ -182,6 +198,16 @@ impl World {
     /// One more address of a pod.
     pub fn address(&self, name: &str, ip: &str) {
         output_in(&self.pods[name], &["ip", "addr", "add", &format!("{ip}/64"), "dev", "eth0"]);
+    }
+
+    /// Where the agent finds the node's processes.
+    pub fn proc(&self) -> PathBuf {
+        self.dir.path().join("proc")
+    }
+
+    /// What runs in a pod's namespace.
+    pub fn spawn_in(&self, name: &str, command: &mut Command) -> std::process::Child {
+        self.pods[name].run(|| command.spawn()).unwrap().unwrap()
     }
 
     fn mount(&self, name: &str) -> PathBuf {
@@ -205,9 +231,12 @@ impl World {
     }
 
     pub async fn cni_add(&self, namespace: &str, name: &str, ip: &str) -> Outcome {
+        self.cni_add_at(namespace, name, ip, &format!("/run/netns/{name}")).await
+    }
+
+    pub async fn cni_add_at(&self, namespace: &str, name: &str, ip: &str, netns: &str) -> Outcome {
         let args = format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}");
-        let netns = format!("/run/netns/{name}");
-        let env = [("CNI_COMMAND", "ADD"), ("CNI_NETNS", &netns), ("CNI_ARGS", &args)];
+        let env = [("CNI_COMMAND", "ADD"), ("CNI_NETNS", netns), ("CNI_ARGS", &args)];
         let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let mut input = json!({
             "cniVersion": "1.0.0", "cni_agent_run_dir": self.run_dir(), "pod_namespace": "ambit-system",
