@@ -17,6 +17,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::install::cluster::ClusterArgs;
 use crate::port_forward;
@@ -89,7 +90,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let client = args.cluster.client().await?;
         let explanation = explain(&client, &args.namespace, namespace, name).await?;
         match args.output {
-            Output::Json => println!("{}", serde_json::to_string_pretty(&explanation)?),
+            Output::Json => println!("{:#}", json(&explanation)?),
             Output::Text => print!("{}", text(&explanation)),
         }
         Ok(ExitCode::SUCCESS)
@@ -185,13 +186,30 @@ async fn events(client: &Client, pod: &Pod) -> anyhow::Result<Vec<Said>> {
     Ok(said)
 }
 
+/// For programs: what nobody has looked at is not there, rather than there and false.
+fn json(explanation: &Explanation) -> anyhow::Result<Value> {
+    let mut value = serde_json::to_value(explanation)?;
+    if let (None, Some(all)) = (&explanation.agent, value.as_object_mut()) {
+        for unseen in ["changing", "firewall", "rules", "listeners", "carried", "probes", "olderConnections"]
+        {
+            all.remove(unseen);
+        }
+        if let Some(said) = all.remove("enrolled") {
+            all.insert("annotated".to_owned(), said);
+        }
+    }
+    Ok(value)
+}
+
 fn text(explanation: &Explanation) -> String {
     let status = &explanation.status;
     let mut out = String::new();
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(out, "{name:<12}{value}");
     };
-    line("pod", &format!("{}/{} on node {}", status.namespace, status.name, status.node));
+    let place =
+        if status.node.is_empty() { "no node yet".to_owned() } else { format!("node {}", status.node) };
+    line("pod", &format!("{}/{} on {place}", status.namespace, status.name));
     let since = status
         .since
         .and_then(|seconds| Timestamp::from_second(i64::try_from(seconds).ok()?).ok())
@@ -234,3 +252,6 @@ fn text(explanation: &Explanation) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 //!
 //! Sizes are those that two cores bear within CI's time; `AMBIT_TEST_PODS` makes them larger.
 
+mod away;
 mod curl;
 mod eavesdropper;
 mod load;

@@ -1,0 +1,128 @@
+//! While nobody of the mesh answers: what waits, what starts, and what can still be said.
+
+use std::path::Path;
+use std::process::Command;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::support::{TestLab, eventually, netns_of, processes};
+use crate::{NAMESPACE, all_ready, app, create, footprint, is_enrolled, is_ready, lab_with_mesh, pods, said};
+
+/// Agents that neither run nor end, until this goes.
+struct Stopped(Vec<Pid>);
+
+impl Stopped {
+    fn stop(lab: &TestLab) -> Self {
+        let stopped = Self(processes(lab, "agent").into_iter().map(Pid::from_raw).collect());
+        assert_eq!(stopped.0.len(), 2, "one agent on each node");
+        stopped.0.iter().for_each(|pid| kill(*pid, Signal::SIGSTOP).unwrap());
+        stopped
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = kill(*pid, Signal::SIGCONT);
+        }
+    }
+}
+
+fn explained(lab: &TestLab, pod: &str) -> (String, Value) {
+    let pod = format!("{NAMESPACE}/{pod}");
+    let text = lab.must(&["explain", "pod", &pod]);
+    println!("{text}");
+    (text, serde_json::from_str(&lab.must(&["explain", "pod", &pod, "-o", "json"])).unwrap())
+}
+
+async fn ready(client: &Client, name: &str) -> Pod {
+    eventually(&format!("{name} to be ready"), || async {
+        let pod = pods(client).await.remove(name).ok_or("it is not there")?;
+        if is_ready(&pod) { Ok(pod) } else { Err(format!("{:?}", pod.status)) }
+    })
+    .await
+}
+
+/// Nothing was known of the namespace when the agents stopped answering: neither it nor any pod in it was in.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_pod_with_a_label_of_its_own_waits_for_agents_that_hang_and_nobody_else_does() {
+    let (lab, client) = lab_with_mesh("e2a").await;
+    let stopped = Stopped::stop(&lab);
+    let mode = |mode: &str| json!({"labels": {"istio.io/dataplane-mode": mode}});
+    create(&client, &app("first", mode("ambient"), &[])).await;
+    create(&client, &app("plain", json!({}), &[])).await;
+    create(&client, &app("opted-out", mode("none"), &[])).await;
+    said_by_kubelet(&client, "first", "is to be in the mesh and must wait for the Ambit node agent").await;
+    ready(&client, "plain").await;
+    ready(&client, "opted-out").await;
+    let waits = pods(&client).await.remove("first").unwrap();
+    assert!(netns_of(&waits).is_none(), "no process of it runs: {:?}", waits.status);
+
+    let (text, value) = explained(&lab, "first");
+    assert!(text.contains("its annotation does not say so"), "{text}");
+    assert!(text.contains("no answer within") && text.contains("what the API alone shows"), "{text}");
+    assert_eq!((&value["annotated"], &value["wanted"]), (&false.into(), &true.into()), "{value}");
+    assert!(value.get("carried").is_none() && value.get("agent").is_none(), "{value}");
+
+    drop(stopped);
+    let all = all_ready(&client, 3).await;
+    eventually("the first to be announced", || async {
+        let pod = pods(&client).await.remove("first").ok_or("it is not there")?;
+        if is_enrolled(&pod) { Ok(()) } else { Err(format!("{:?}", pod.metadata.annotations)) }
+    })
+    .await;
+    assert!(footprint(&netns_of(&all["first"]).unwrap()).contains("redirect to :15001"));
+    for name in ["plain", "opted-out"] {
+        assert!(!footprint(&netns_of(&all[name]).unwrap()).contains("istio"), "{name}");
+    }
+}
+
+/// An event of the kubelet on a pod.
+async fn said_by_kubelet(client: &Client, pod: &str, note: &str) {
+    said(client, pod, "FailedCreatePodSandBox", note).await;
+}
+
+/// Both nodes with all their rules, and the namespace of a pod that opted out beside one on the node's network.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_must_not_be_touched_leave_pod_and_node_as_they_are_byte_for_byte() {
+    let (lab, client) = lab_with_mesh("e2h").await;
+    let mut hosted = app("hosted", json!({"labels": {"istio.io/dataplane-mode": "ambient"}}), &[]);
+    hosted.spec.as_mut().unwrap().host_network = Some(true);
+    create(&client, &hosted).await;
+    create(&client, &app("opted-out", json!({"labels": {"istio.io/dataplane-mode": "none"}}), &[])).await;
+    let all = all_ready(&client, 2).await;
+    let names = ["node1", "node2"].map(|node| format!("ambit-{}-{node}", lab.name));
+    let mut places: Vec<netns::NetNs> =
+        names.iter().map(|name| netns::NetNs::open(Path::new("/run/netns").join(name)).unwrap()).collect();
+    places.push(netns_of(&all["opted-out"]).unwrap());
+    let look = || -> Vec<String> { places.iter().map(|place| footprint(place) + &routes(place)).collect() };
+    let before = look();
+    lab.label(NAMESPACE, "ambient").await;
+    said(&client, "hosted", "NotEnrolled", "it uses the network of its host").await;
+    said(&client, "opted-out", "NotEnrolled", "its label istio.io/dataplane-mode is none").await;
+    assert_eq!(look(), before, "in a namespace that is labelled");
+    lab.label(NAMESPACE, "").await;
+    assert_eq!(look(), before, "and no more");
+    let after = pods(&client).await;
+    assert!(
+        after.values().all(|pod| !pod
+            .metadata
+            .annotations
+            .iter()
+            .flatten()
+            .any(|(key, _)| key.contains("istio")))
+    );
+}
+
+fn routes(place: &netns::NetNs) -> String {
+    let show = || Command::new("ip").args(["route", "show", "table", "all"]).output();
+    let output = place.run(show).unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // It shows both families. Link-local addresses come when the kernel has made sure of them.
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter(|line| !line.contains("fe80::")).collect::<Vec<_>>().join("\n")
+}
