@@ -18,6 +18,7 @@ const pictures = [
   ["overview-dark", 100, "/", "dark"],
   ["graph-10-light", 10, "/graph", "light"],
   ["graph-10-dark", 10, "/graph", "dark"],
+  ["graph-10-outside-light", 10, `/graph?sel=${encodeURIComponent("wl:bookinfo/cart")}`, "light"],
   ["graph-100-trunk-light", 100, `/graph?sel=${encodeURIComponent(TRUNK)}`, "light"],
   ["graph-1000-namespaces-light", 1000, "/graph?level=namespace", "light"],
   ["graph-1000-namespaces-dark", 1000, "/graph?level=namespace", "dark"],

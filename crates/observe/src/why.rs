@@ -2,7 +2,7 @@
 
 mod outside;
 
-pub use outside::outside;
+pub use outside::{code_outside, outside};
 
 use serde::Serialize;
 

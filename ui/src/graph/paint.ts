@@ -105,9 +105,13 @@ function paintNode(ctx: CanvasRenderingContext2D, entry: SceneNode, camera: Came
     ctx.globalAlpha = 1;
     return;
   }
+  // Its ground is never faded, or the lines behind it would strike out its name.
+  const seen = ctx.globalAlpha;
+  ctx.globalAlpha = 1;
   roundRect(ctx, spot, node.hub ? spot.h / 2 : 9);
   ctx.fillStyle = colours.surface;
   ctx.fill();
+  ctx.globalAlpha = seen;
   ctx.lineWidth = node.hub ? 1.8 : 1;
   ctx.strokeStyle = node.hub ? colour : entry.tone === "proven" || entry.tone === "quiet" ? colours.border : colour;
   // The mesh's own pods are outside and yet carried.

@@ -54,6 +54,12 @@ function spread(layout: Layout, all: Map<string, Route>): void {
       nodes.add(cell(x, spot.y + spot.h + 4));
     }
   }
+  // The name of a box stands in its upper left corner.
+  for (const box of layout.boxes.values()) {
+    for (let x = box.x + 8; x <= box.x + Math.min(box.w, 44 + box.id.length * 8); x += CELL) {
+      for (const y of [8, 20, 32]) nodes.add(cell(x, box.y + y));
+    }
+  }
   for (const route of all.values()) {
     if (route.trunk) for (let x = -50; x <= 50; x += CELL) for (const y of [-CELL, 0, CELL]) taken.add(cell(route.badge.x + x, route.badge.y + y));
   }

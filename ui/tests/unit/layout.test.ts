@@ -139,7 +139,7 @@ describe("the lines", () => {
 
   it("never hide a name under a lock, however many of them start at one node", () => {
     const hub = "wl:monitoring/prometheus";
-    for (const [namespaces, workloads] of [[3, 9], [4, 20], [8, 8]] as const) {
+    for (const [namespaces, workloads] of [[3, 9], [4, 20], [8, 8], [8, 9]] as const) {
       const made = mesh(namespaces, workloads);
       const nodes = made.nodes.map((n) => ({ ...n, hub: false }));
       const edges = [
@@ -149,6 +149,10 @@ describe("the lines", () => {
       const l = place(nodes, edges);
       for (const [id, route] of routes(l, edges)) {
         for (const spot of l.spots.values()) expect(inside(spot, route.badge, 0), `${id} on ${spot.id}`).toBe(false);
+        for (const box of l.boxes.values()) {
+          const name = { x: box.x + 14, y: box.y + 14, w: 50, h: 14 };
+          expect(inside(name, route.badge, 6), `${id} on the name of ${box.id}`).toBe(false);
+        }
       }
     }
   });

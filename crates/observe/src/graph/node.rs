@@ -7,7 +7,7 @@ use crate::flow::{Millis, Text};
 use crate::model::{Edge, Node, PairCounts, State, Why};
 use crate::store::place::{OUTSIDE, Place};
 use crate::table::{Row, Table};
-use crate::why::outside;
+use crate::why::{code_outside, outside};
 
 const IDENTITIES: usize = 4;
 const REASONS: usize = 4;
@@ -102,10 +102,10 @@ impl<'a> Nodes<'a> {
         let mut reasons: Vec<Why> = Vec::new();
         for place in parts.outside.values() {
             let Some(pod) = directory.pod(&place.end.namespace, &place.end.pod) else { continue };
-            let Some(why) = outside(pod, place, directory) else { continue };
-            match reasons.iter_mut().find(|known| known.code == why.code) {
+            let Some(code) = code_outside(pod) else { continue };
+            match reasons.iter_mut().find(|known| known.code == code) {
                 Some(known) => known.count += 1,
-                None => reasons.push(why),
+                None => reasons.push(outside(code, place, directory)),
             }
         }
         reasons.sort_by_key(|why| std::cmp::Reverse(why.count));

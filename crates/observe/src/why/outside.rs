@@ -20,8 +20,12 @@ pub(super) fn obstacle(pod: &Pod, host: Code, other: Code) -> Option<Code> {
     }
 }
 
-/// Why the pod at `place` is outside, in words; none when it is in, and for pods of the mesh, which need not be.
-pub fn outside(pod: &Pod, place: &Place, directory: &Directory) -> Option<Why> {
-    let code = obstacle(pod, Code::HostNetwork, Code::NotEnrolled)?;
-    (code != Code::MeshComponent).then(|| explain(code, place, place, &"".into(), "", directory))
+/// Why a pod is outside; none when it is in, and for pods of the mesh, which need not be.
+pub fn code_outside(pod: &Pod) -> Option<Code> {
+    obstacle(pod, Code::HostNetwork, Code::NotEnrolled).filter(|code| *code != Code::MeshComponent)
+}
+
+/// That code in words, for the pod at `place`.
+pub fn outside(code: Code, place: &Place, directory: &Directory) -> Why {
+    explain(code, place, place, &"".into(), "", directory)
 }

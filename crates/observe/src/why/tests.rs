@@ -83,7 +83,7 @@ fn a_pod_outside_the_mesh_has_its_own_reason_whomever_it_talks_to() {
     let directory = directory();
     let of = |namespace: &str, name: &str| {
         let pod = directory.pod(&namespace.into(), &name.into()).unwrap();
-        super::outside(pod, &place(namespace, name, "n1"), &directory)
+        code_outside(pod).map(|code| super::outside(code, &place(namespace, name, "n1"), &directory))
     };
     let code = |namespace: &str, name: &str| of(namespace, name).map(|why| why.code);
     assert_eq!(code("shop", "cart-0"), None);
