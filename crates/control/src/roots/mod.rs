@@ -40,6 +40,8 @@ pub const LABEL: &str = "istio.io/config";
 const EXCLUDED: [&str; 3] = ["kube-public", "kube-node-lease", "local-path-storage"];
 /// How often what could not be written is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
+/// How long the API may take for one write.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is where.
 #[derive(Debug, Default)]
@@ -166,12 +168,16 @@ pub(crate) async fn distribute(
         let Some(now) = now else { continue };
         let text = (what.content)(&now);
         for action in seen.plan(text) {
+            // Whoever leads now may spread other roots than these.
+            if !*leading.borrow() {
+                break;
+            }
             let (namespace, result) = match action {
                 Action::Create(namespace) => {
-                    (namespace.clone(), create(&client, what, &namespace, text).await)
+                    (namespace.clone(), bounded(create(&client, what, &namespace, text)).await)
                 }
                 Action::Repair(namespace) => {
-                    (namespace.clone(), repair(&client, what, &namespace, text).await)
+                    (namespace.clone(), bounded(repair(&client, what, &namespace, text)).await)
                 }
             };
             match result {
@@ -194,6 +200,14 @@ pub(crate) async fn distribute(
             *stands = new;
             changed
         });
+    }
+}
+
+/// A write, or that it took too long; the reason in words.
+async fn bounded(write: impl Future<Output = Result<(), kube::Error>>) -> Result<(), String> {
+    match tokio::time::timeout(PATIENCE, write).await {
+        Ok(result) => result.map_err(|error| crate::error::causes(&error)),
+        Err(_) => Err(format!("the API did not answer within {} seconds", PATIENCE.as_secs())),
     }
 }
 
@@ -232,7 +246,81 @@ async fn repair(client: &Client, what: Map, namespace: &str, text: &str) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
+    use serde_json::{Value, json};
+
     use super::*;
+
+    /// An API with namespaces `n0` to `n19` and no maps in them. `create` hears of each namespace that is to get one,
+    /// and says whether the API answers.
+    fn cluster(create: impl Fn(&str) -> bool + Send + Sync + 'static) -> Client {
+        let list = |kind: &str, items: Vec<Value>| {
+            let list = json!({ "kind": kind, "apiVersion": "v1", "metadata": { "resourceVersion": "1" }, "items": items });
+            Some((200, list))
+        };
+        crate::fixtures::api(move |method, uri| match uri.path() {
+            _ if uri.query().is_some_and(|query| query.contains("watch=true")) => None,
+            "/api/v1/namespaces" => {
+                let names = (0..20).map(|index| json!({ "metadata": { "name": format!("n{index}") } }));
+                list("NamespaceList", names.collect())
+            }
+            "/api/v1/configmaps" => list("ConfigMapList", vec![]),
+            path if method == http::Method::POST => {
+                let namespace = path.split('/').nth(4).unwrap_or_default();
+                create(namespace).then(|| (201, json!({ "metadata": { "name": ROOTS.name } })))
+            }
+            path => panic!("{method} {path}"),
+        })
+    }
+
+    /// Spreads the roots while `leads`; the other end tells what stands everywhere.
+    fn spread(
+        client: Client,
+        leads: watch::Receiver<bool>,
+    ) -> (tokio::task::JoinHandle<()>, watch::Receiver<Option<Arc<str>>>) {
+        let authority = Authority::self_signed("cluster.local", std::time::SystemTime::now()).unwrap();
+        let (done, stands) = watch::channel(None);
+        let task = async move {
+            let (_known, authorities) = watch::channel(Some(Arc::new(authority)));
+            distribute(client, ROOTS, authorities, leads, done).await;
+        };
+        (tokio::spawn(task), stands)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_stops_leading_spreads_no_more_roots() {
+        let (lead, leads) = watch::channel(true);
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let heard = written.clone();
+        let client = cluster(move |namespace| {
+            heard.lock().push(namespace.to_string());
+            lead.send_replace(false);
+            true
+        });
+        let (task, _) = spread(client, leads);
+        tokio::time::sleep(AGAIN * 10).await;
+        assert_eq!(*written.lock(), ["n0"]);
+        task.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namespace_for_which_the_api_does_not_answer_holds_up_no_other() {
+        let (_lead, leads) = watch::channel(true);
+        let written = Arc::new(Mutex::new(BTreeMap::new()));
+        let heard = written.clone();
+        let client = cluster(move |namespace| {
+            *heard.lock().entry(namespace.to_string()).or_insert(0) += 1;
+            namespace != "n1"
+        });
+        let (task, stands) = spread(client, leads);
+        tokio::time::sleep((PATIENCE + AGAIN) * 10).await;
+        let tries = written.lock().clone();
+        assert_eq!(tries.len(), 20);
+        // It is tried again and again, the others have theirs, and nobody believes that it stands everywhere.
+        assert!(tries.iter().all(|(namespace, tries)| (namespace == "n1") == (*tries > 1)), "{tries:?}");
+        assert!(stands.borrow().is_none());
+        task.abort();
+    }
 
     fn seen(namespaces: &[&str], maps: &[(&str, bool)]) -> Seen {
         Seen {

@@ -76,8 +76,13 @@ pub(crate) async fn write(
             // Half of the inputs would make conditions that are taken back a moment later.
             if snapshot.synced() {
                 let writes = due.take(&snapshot, Instant::now()).into_iter().map(|(of, wanted)| {
-                    let client = client.clone();
-                    async move { put(client, &of, &wanted).await }
+                    let (client, leads) = (client.clone(), leading.clone());
+                    async move {
+                        // A long batch may outlast the lease.
+                        if *leads.borrow() {
+                            put(client, &of, &wanted).await;
+                        }
+                    }
                 });
                 futures::stream::iter(writes).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
             }
@@ -156,6 +161,8 @@ fn body(resource: &ApiResource, of: &StatusOf, wanted: &Wanted, now: &str) -> Va
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
     use super::*;
     use crate::input::Key;
 
@@ -180,6 +187,25 @@ mod tests {
         assert_eq!(due.take(&wanting(&["a", "b"]), second).len(), 2);
         assert_eq!(due.take(&wanting(&["a"]), second + FIRST_PAUSE).len(), 0);
         assert_eq!(due.take(&wanting(&["a"]), second + FIRST_PAUSE * 2).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn whoever_stops_leading_writes_nothing_more() {
+        let names: Vec<String> = (0..100).map(|index| format!("s{index}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let snapshot = Snapshot { waiting_for: Some(vec![]), ..wanting(&names) };
+        let (lead, leads) = watch::channel(true);
+        let writes = Arc::new(AtomicUsize::new(0));
+        let written = writes.clone();
+        let client = crate::fixtures::api(move |_, _| {
+            written.fetch_add(1, Relaxed);
+            lead.send_replace(false);
+            Some((404, json!({ "kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404 })))
+        });
+        // No further snapshot comes, so it ends after this one.
+        let (_, snapshots) = watch::channel(snapshot);
+        write(client, snapshots, leads).await;
+        assert!((1..=AT_ONCE).contains(&writes.load(Relaxed)), "{writes:?}");
     }
 
     #[test]
