@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use enroll::cni::access::Access;
 use enroll::cni::plugin::{self, Outcome};
 use enroll::config::{CniInstall, Config, PROBE_SNAT_V4, PROBE_SNAT_V6, STATUS_PORT};
-use enroll::eligibility::default_selectors;
+use enroll::eligibility::{SelectorPair, default_selectors};
 use enroll::firewall::Backend;
 use enroll::status::PodStatus;
 use netns::NetNs;
@@ -60,6 +60,8 @@ pub struct World {
     pods: BTreeMap<String, NetNs>,
     proxy: Arc<Mutex<Proxy>>,
     proxy_task: Option<tokio::task::JoinHandle<()>>,
+    /// Which pods the agent enrols.
+    pub selectors: Vec<SelectorPair>,
     /// What the agent writes rules with.
     pub firewall: Backend,
     agent: Option<(CancellationToken, tokio::task::JoinHandle<anyhow::Result<()>>)>,
@@ -90,6 +92,7 @@ impl World {
             pods: BTreeMap::new(),
             proxy: Arc::default(),
             proxy_task: None,
+            selectors: default_selectors(),
             firewall: Backend::Nft,
             agent: None,
         }
@@ -101,7 +104,7 @@ impl World {
             node_name: "node1".into(),
             namespace: "ambit-system".into(),
             daemonset: "ambit-agent".into(),
-            selectors: default_selectors(),
+            selectors: self.selectors.clone(),
             exclude_namespaces: vec!["kube-system".into()],
             dns_capture: false,
             ipv6: true,
