@@ -454,7 +454,7 @@ fn definition(kind: &str, plural: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn policies_are_followed_once_their_definitions_appear() {
+async fn policies_are_followed_as_long_as_their_definitions_are_there() {
     use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
     use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
     let mut cluster = Cluster::start().await;
@@ -462,11 +462,6 @@ async fn policies_are_followed_once_their_definitions_appear() {
     let mut proxy = Proxy::connect(cluster.connect().await, &token, BTreeMap::new()).await.unwrap();
     proxy.until("the mesh", |proxy| proxy.addresses.contains_key(WEB)).await;
 
-    for (kind, plural) in
-        [("AuthorizationPolicy", "authorizationpolicies"), ("PeerAuthentication", "peerauthentications")]
-    {
-        cluster.ensure::<CustomResourceDefinition>(None, definition(kind, plural)).await;
-    }
     let gvk = GroupVersionKind::gvk("security.istio.io", "v1", "PeerAuthentication");
     let resource = ApiResource::from_gvk_with_plural(&gvk, "peerauthentications");
     let peers = Api::<DynamicObject>::namespaced_with(cluster.client.clone(), "shop", &resource);
@@ -475,22 +470,44 @@ async fn policies_are_followed_once_their_definitions_appear() {
         "metadata": { "name": "default", "namespace": "shop" }, "spec": { "mtls": { "mode": "STRICT" } },
     });
     let strict: DynamicObject = serde_json::from_value(strict).unwrap();
-    soon("the kind", async {
-        while let Err(error) = peers.create(&PostParams::default(), &strict).await {
-            assert!(matches!(&error, kube::Error::Api(status) if status.is_not_found()), "{error}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
-
     let name = "ambit-system/istio_converted_static_strict";
     let lists_it = |proxy: &Proxy| {
         let Some((_, address)) = proxy.addresses.get(WEB) else { return false };
         let Ok(wire::Address::Workload(workload)) = address.clone().try_into() else { return false };
         workload.policies.iter().any(|policy| &**policy == name)
     };
-    proxy.until("mutual TLS demanded", |proxy| proxy.policies.contains_key(name) && lists_it(proxy)).await;
-    peers.delete("default", &kube::api::DeleteParams::default()).await.unwrap();
-    proxy.until("mutual TLS released", |proxy| !proxy.policies.contains_key(name) && !lists_it(proxy)).await;
+    let definitions = Api::<CustomResourceDefinition>::all(cluster.client.clone());
+    for round in 0..3 {
+        for (kind, plural) in
+            [("AuthorizationPolicy", "authorizationpolicies"), ("PeerAuthentication", "peerauthentications")]
+        {
+            cluster.ensure::<CustomResourceDefinition>(None, definition(kind, plural)).await;
+        }
+        soon("the kind", async {
+            while let Err(error) = peers.create(&PostParams::default(), &strict).await {
+                assert!(matches!(&error, kube::Error::Api(status) if status.is_not_found()), "{error}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        let demanded = |proxy: &Proxy| proxy.policies.contains_key(name) && lists_it(proxy);
+        proxy.until("mutual TLS demanded", demanded).await;
+        let whole = kube::api::DeleteParams::default();
+        if round == 0 {
+            peers.delete("default", &whole).await.unwrap();
+        } else {
+            // With its definition goes the object, and both may come again.
+            let definition = "peerauthentications.security.istio.io";
+            definitions.delete(definition, &whole).await.unwrap();
+            soon("the end of the definition", async {
+                while definitions.get_opt(definition).await.unwrap().is_some() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            })
+            .await;
+        }
+        let released = |proxy: &Proxy| !proxy.policies.contains_key(name) && !lists_it(proxy);
+        proxy.until("mutual TLS released", released).await;
+    }
     cluster.halt().await;
 }
