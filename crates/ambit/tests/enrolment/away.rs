@@ -3,14 +3,18 @@
 use std::path::Path;
 use std::process::Command;
 
-use k8s_openapi::api::core::v1::Pod;
-use kube::Client;
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Client, ResourceExt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::support::{TestLab, eventually, netns_of, processes};
 use crate::{NAMESPACE, all_ready, app, create, footprint, is_enrolled, is_ready, lab_with_mesh, pods, said};
+
+const MESH: &str = "ambit-system";
 
 /// Agents that neither run nor end, until this goes.
 struct Stopped(Vec<Pid>);
@@ -70,15 +74,77 @@ async fn the_first_pod_with_a_label_of_its_own_waits_for_agents_that_hang_and_no
 
     drop(stopped);
     let all = all_ready(&client, 3).await;
-    eventually("the first to be announced", || async {
-        let pod = pods(&client).await.remove("first").ok_or("it is not there")?;
-        if is_enrolled(&pod) { Ok(()) } else { Err(format!("{:?}", pod.metadata.annotations)) }
-    })
-    .await;
+    until_announced(&client, "first").await;
     assert!(footprint(&netns_of(&all["first"]).unwrap()).contains("redirect to :15001"));
     for name in ["plain", "opted-out"] {
         assert!(!footprint(&netns_of(&all[name]).unwrap()).contains("istio"), "{name}");
     }
+}
+
+/// Lets the agents run on no node, or on each; those that are there go at once.
+async fn place_agents(client: &Client, nowhere: bool) {
+    let sets = Api::<DaemonSet>::namespaced(client.clone(), MESH);
+    let selector = if nowhere { json!({"ambit.test/nowhere": "yes"}) } else { Value::Null };
+    let patch = json!({"spec": {"template": {"spec": {"nodeSelector": selector}}}});
+    sets.patch("ambit-agent", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    let agents = Api::<Pod>::namespaced(client.clone(), MESH);
+    for agent in agents.list(&ListParams::default().labels("app=ambit-agent")).await.unwrap() {
+        let _ = agents.delete(&agent.name_any(), &DeleteParams::default().grace_period(0)).await;
+    }
+}
+
+/// With the agents' pods their tokens have gone, and the API server refuses what they left: whoever is outside starts
+/// at once, whoever is in waits, and the agents themselves come back through the plugin that waits for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_agents_are_gone_with_their_tokens_pods_outside_start_and_those_inside_wait_for_their_return() {
+    let (lab, client) = lab_with_mesh("e2o").await;
+    lab.label(NAMESPACE, "ambient").await;
+    create(&client, &app("there", json!({}), &[])).await;
+    let there = until_announced(&client, "there").await;
+    place_agents(&client, true).await;
+    eventually("the agents to be gone", || async {
+        let left = processes(&lab, "agent");
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+
+    let aside = json!({"metadata": {"name": "aside"}});
+    let namespaces = Api::<Namespace>::all(client.clone());
+    namespaces.create(&PostParams::default(), &serde_json::from_value(aside).unwrap()).await.unwrap();
+    let outside = Api::<Pod>::namespaced(client.clone(), "aside");
+    let mut plain = app("plain", json!({}), &[]);
+    plain.metadata.namespace = Some("aside".to_owned());
+    create(&client, &app("waits", json!({}), &[])).await;
+    eventually("the pod to be made", || async {
+        outside.create(&PostParams::default(), &plain).await.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    eventually("the pod outside to be ready", || async {
+        let pod = outside.get("plain").await.map_err(|error| error.to_string())?;
+        if is_ready(&pod) { Ok(()) } else { Err(format!("{:?}", pod.status)) }
+    })
+    .await;
+    said_by_kubelet(&client, "waits", "the API server cannot tell either").await;
+    let waits = pods(&client).await.remove("waits").unwrap();
+    assert!(netns_of(&waits).is_none(), "no process of it runs: {:?}", waits.status);
+    let (text, value) = explained(&lab, "there");
+    assert!(text.contains("its annotation says so, which is no proof"), "{text}");
+    let node = there.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap();
+    assert!(text.contains(&format!("no node agent runs on node {node}")), "{text}");
+    assert_eq!((&value["annotated"], value.get("enrolled")), (&true.into(), None), "{value}");
+
+    place_agents(&client, false).await;
+    until_announced(&client, "waits").await;
+    let pod = ready(&client, "waits").await;
+    assert!(footprint(&netns_of(&pod).unwrap()).contains("redirect to :15001"));
+}
+
+async fn until_announced(client: &Client, name: &str) -> Pod {
+    eventually(&format!("{name} to be announced"), || async {
+        let pod = pods(client).await.remove(name).ok_or("it is not there")?;
+        if is_enrolled(&pod) { Ok(pod) } else { Err(format!("{:?}", pod.metadata.annotations)) }
+    })
+    .await
 }
 
 /// An event of the kubelet on a pod.
