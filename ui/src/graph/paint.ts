@@ -19,16 +19,17 @@ export function paint(ctx: CanvasRenderingContext2D, scene: Scene, camera: Camer
   const calls = painted.filter((e) => !e.route.trunk);
   const signed = new Set(painted.filter((e) => e.route.trunk).map((e) => e.edge.target));
 
-  for (const box of scene.boxes) if (!box.box.card && seen(box.box)) paintBox(ctx, box, camera, colours, signed.has(box.box.id));
+  for (const box of scene.boxes) if (!box.box.card && seen(box.box)) paintBox(ctx, box, colours);
   // Lines in front of boxes, behind what stands in them.
   const crowd = Math.max(0.22, Math.min(0.85, 24 / Math.max(1, calls.length)));
   for (const e of painted) if (!e.route.trunk) paintCall(ctx, e, crowd, colours, scene.focused);
   for (const e of painted) if (e.route.trunk) paintTrunk(ctx, e, colours, 1);
   for (const e of painted) if (e.route.trunk && e.tone !== "proven") paintTrunk(ctx, e, colours, 2);
   for (const box of scene.boxes) if (box.box.card && seen(box.box)) paintCard(ctx, box, camera, colours);
+  for (const box of scene.boxes) if (!box.box.card && seen(box.box)) paintTitle(ctx, box, camera, colours, signed.has(box.box.id));
   for (const block of scene.layout.blocks.values()) {
     if (seen(block) && camera.scale > 0.42) {
-      text(ctx, blockName(block.id), block.x, block.y + 10, { size: 11, colour: colours.muted, font: colours.font, width: block.w });
+      text(ctx, blockName(block.id), block.x, block.y + 10, { size: 11, colour: colours.muted, font: colours.font, width: block.w, halo: colours.box });
     }
   }
   for (const node of scene.nodes) if (seen(node.spot)) paintNode(ctx, node, camera, colours);
@@ -44,7 +45,7 @@ function blockName(id: string): string {
   return name.slice(name.indexOf("/") + 1);
 }
 
-function paintBox(ctx: CanvasRenderingContext2D, { box, node, tone }: SceneBox, camera: Camera, colours: Palette, signed: boolean): void {
+function paintBox(ctx: CanvasRenderingContext2D, { box, node }: SceneBox, colours: Palette): void {
   roundRect(ctx, box, 14);
   ctx.fillStyle = colours.box;
   ctx.fill();
@@ -53,11 +54,15 @@ function paintBox(ctx: CanvasRenderingContext2D, { box, node, tone }: SceneBox, 
   ctx.setLineDash(node ? [] : [4, 4]);
   ctx.stroke();
   ctx.setLineDash([]);
+}
+
+/** After the lines, with a ground of its own, so that none of them strikes it out. */
+function paintTitle(ctx: CanvasRenderingContext2D, { box, node, tone }: SceneBox, camera: Camera, colours: Palette, signed: boolean): void {
   const size = Math.min(30, 13 * Math.max(1, 0.85 / camera.scale));
   const name = node ? node.name : "Outside the mesh";
   if (node) glyph(ctx, stateSign(node.state), box.x + 15, box.y + 20 - size * 0.6, size * 1.15, colours.tone[tone]);
   text(ctx, name, box.x + (node ? 15 + size * 1.4 : 16), box.y + 20, {
-    size, colour: colours.text, font: colours.font, weight: 600, width: box.w - size * 1.4 - 24 - (signed && camera.scale < 0.85 ? 110 : 0),
+    size, colour: colours.text, font: colours.font, weight: 600, halo: colours.box, width: box.w - size * 1.4 - 24 - (signed && camera.scale < 0.85 ? 110 : 0),
   });
 }
 

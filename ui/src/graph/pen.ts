@@ -19,7 +19,7 @@ export function polyline(ctx: CanvasRenderingContext2D, line: Track): void {
   line.points.forEach((p, i) => (i === 0 ? ctx.moveTo(p.x, p.y) : ctx.lineTo(p.x, p.y)));
 }
 
-export interface Type { size: number; colour: string; font: string; weight?: number; width?: number; align?: "left" | "right" | "center" }
+export interface Type { size: number; colour: string; font: string; weight?: number; width?: number; align?: "left" | "right" | "center"; /** Keeps what is behind away from the letters. */ halo?: string }
 
 // Whatever turns the direction of writing, or is no sign at all, could make one name look like another.
 const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
@@ -37,6 +37,12 @@ export function text(ctx: CanvasRenderingContext2D, value: string, x: number, y:
   ctx.textAlign = type.align ?? "left";
   ctx.direction = "ltr";
   const shown = cut(ctx, visible(value), type.width ?? Infinity);
+  if (type.halo) {
+    ctx.strokeStyle = type.halo;
+    ctx.lineWidth = type.size * 0.45;
+    ctx.lineJoin = "round";
+    ctx.strokeText(shown, x, y);
+  }
   ctx.fillText(shown, x, y);
   return ctx.measureText(shown).width;
 }

@@ -47,6 +47,10 @@ test("before the labels the lock is open, with its reason and its cure", async (
   await expect(page.getByRole("region", { name: "Still plaintext, and why" })).toContainText("12 workloads of bookinfo", { timeout: 60_000 });
   await expect(page.getByRole("region", { name: "Mutual TLS, proven at both ends" })).not.toContainText("100 %");
   await accessible(page);
+  await page.goto(`${address}/graph?level=workload&sel=${encodeURIComponent("wl:bookinfo/productpage-v1")}`);
+  const outside = page.getByRole("complementary").locator("section", { hasText: "Why not in the mesh" });
+  await expect(outside).toContainText("NOT_ENROLLED");
+  await expect(outside).toContainText("kubectl label namespace bookinfo istio.io/dataplane-mode=ambient");
   await page.goto(`${address}/graph`);
   await ready(page);
   await picture(page, "lab-before-light");
