@@ -3,6 +3,7 @@
 //! Needs root, `nft` and `ip`.
 
 mod api;
+mod left;
 mod places;
 mod world;
 
@@ -390,23 +391,5 @@ fn a_pod_that_is_in_by_its_own_label_waits_for_an_agent_that_is_away() {
         }
         assert_eq!(outcome.status, 0, "{outcome:?}");
         assert!(world.redirected("b"), "before its first packet");
-    });
-}
-
-#[test]
-fn the_plugin_is_left_a_way_to_the_api_server_that_goes_with_the_mesh() {
-    in_a_node(async |world: &mut World| {
-        let left = enroll::config::access_file(&world.run_dir());
-        world.start_agent();
-        world.until("it is there", |_| left.exists()).await;
-        let text = std::fs::read_to_string(&left).unwrap();
-        assert!(text.contains("\"token\":\"the token\"") && text.contains("https://10.0.0.1:443"), "{text}");
-        world.stop_agent().await;
-        assert!(left.exists(), "while the agent is away it is needed");
-        world.api.remove_daemonset();
-        world.start_agent();
-        world.until("the agent serves", World::ready).await;
-        world.stop_agent().await;
-        assert!(!left.exists());
     });
 }

@@ -74,28 +74,6 @@ fn a_pod_on_the_network_of_its_host_changes_no_byte_of_the_nodes_rules() {
     });
 }
 
-/// The plugin judges as the agent does, so it must be told what the agent was told.
-#[test]
-fn selectors_of_ones_own_stand_in_the_plugins_configuration_and_the_usual_ones_do_not() {
-    in_a_node(async |world: &mut World| {
-        let entry = |world: &World| -> serde_json::Value {
-            let list: serde_json::Value = serde_json::from_str(&world.conflist()).unwrap();
-            list["plugins"][1].clone()
-        };
-        world.start_agent();
-        world.until("the plugin is in the list", |w| entry(w)["type"] == "ambit-cni").await;
-        assert!(entry(world).get("enablement_selectors").is_none(), "{}", entry(world));
-        world.stop_agent().await;
-        let own = json!([{"podSelector": {"matchLabels": {"mesh": "yes"}}}]);
-        world.selectors = serde_json::from_value(own).unwrap();
-        world.start_agent();
-        world.until("the list was written anew", |w| entry(w).get("enablement_selectors").is_some()).await;
-        let told = entry(world)["enablement_selectors"].clone();
-        let told: Vec<enroll::eligibility::SelectorPair> = serde_json::from_value(told).unwrap();
-        assert_eq!(told, world.selectors);
-    });
-}
-
 /// A namespace as `ip netns add` makes it, gone when the test ends.
 struct Named(String);
 
