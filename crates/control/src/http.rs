@@ -1,6 +1,8 @@
 //! Plain HTTP for the cluster: readiness, metrics, version. What is told of the mesh itself, under `/debug`, is told to
 //! callers on the loopback only: whoever may forward a port into this pod.
 
+mod connection;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,6 +13,8 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::sync::watch;
+
+pub(crate) use connection::serve;
 
 use crate::ca::rotation::Progress;
 use crate::ca::{self, Authority, Source};

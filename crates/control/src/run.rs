@@ -71,8 +71,8 @@ pub async fn run(
         tally: state.tally(),
     };
     let mut tasks = Tasks::default();
-    tasks.spawn("the readiness server", serve_http(ready, http::readiness(pages.clone())));
-    tasks.spawn("the monitoring server", serve_http(monitoring, http::monitoring(pages)));
+    tasks.spawn("the readiness server", http::serve(ready, http::readiness(pages.clone())));
+    tasks.spawn("the monitoring server", http::serve(monitoring, http::monitoring(pages)));
 
     let mut shutdown = std::pin::pin!(shutdown);
     let (source, authority) = tokio::select! {
@@ -321,13 +321,6 @@ fn listen_error(
     source: std::io::Error,
 ) -> Error {
     Error::Listen { address, purpose, flag, source }
-}
-
-async fn serve_http(listener: TcpListener, pages: axum::Router) {
-    if let Err(error) = axum::serve(listener, pages.into_make_service_with_connect_info::<SocketAddr>()).await
-    {
-        tracing::error!(%error, "HTTP server ended");
-    }
 }
 
 /// Tasks that must not end while the control plane runs. They are stopped when this is dropped.
