@@ -49,6 +49,7 @@ pub enum Code {
     ViaProxy,
     NoFlow,
     Loopback,
+    SameNode,
     Unknown,
 }
 
@@ -323,6 +324,13 @@ pub fn explain(
             "kubectl get pods -n ambit-system -l app=ztunnel -o wide".into(),
         ),
         Code::Loopback => say(format!("{to} scrapes itself: this is on no wire"), "", none()),
+        Code::SameNode => say(
+            format!(
+                "{from} and {to} run on one node, whose proxy joins them without encryption (SAME_NODE=splice)"
+            ),
+            "encrypt within nodes, too",
+            "kubectl set env -n ambit-system daemonset/ambit-proxy SAME_NODE=encrypt".into(),
+        ),
         Code::Unknown => say(format!("it cannot be said{}", in_brackets(reason)), "", none()),
     };
     Why { code, reason: reason.clone(), text, fix, command, count: 1 }

@@ -363,7 +363,12 @@ fn from_flows(raw: &RawTarget, said: &[Said<'_>], case: &Case<'_>) -> Verdictum 
             format!("refused {} times around the last scrape", judgement.connections.denied),
         ),
         State::Failed => (Proof::Unproven, code, "the connection could not be carried".into()),
-        State::NodeLocal => (Proof::Plaintext, Some(Code::Loopback), "it was on no wire".into()),
+        State::NodeLocal if case.source.id == case.target.id => {
+            (Proof::Plaintext, Some(Code::Loopback), "it was on no wire".into())
+        }
+        State::NodeLocal => {
+            (Proof::Plaintext, Some(Code::SameNode), "it was on no wire, and not encrypted".into())
+        }
         State::Idle => return without_flows(raw, &case),
     };
     Verdictum { proof, code, reason, policy, text, unseen: false }

@@ -123,6 +123,14 @@ fn some_plaintext_beside_mutual_tls_is_plaintext() {
     assert_eq!(one_of(&world).0, Proof::Plaintext);
 }
 
+/// `SAME_NODE=splice`: both ends are named, and it is still no mutual TLS.
+#[test]
+fn a_scrape_within_a_node_without_encryption_is_not_proven_and_says_why() {
+    let mut world = world();
+    world.both(T0, |reporter| Says { security: Security::NodeLocal, ..scrape(reporter, PROM, CART) });
+    assert_eq!(one_of(&world), (Proof::Plaintext, Some(Code::SameNode)));
+}
+
 #[test]
 fn a_connection_kept_alive_proves_only_scrapes_in_which_bytes_moved() {
     let mut world = world();

@@ -13,9 +13,12 @@ use wire::zds::workload_request::Payload;
 use wire::zds::{AddWorkload, SnapshotSent, WorkloadInfo, WorkloadRequest, WorkloadResponse};
 
 use crate::control::Control;
+use crate::front;
 use crate::system::{Part, Space, sh, sweep};
 
 const PREFIX: &str = "ambit-bench-";
+/// The authority's certificate, beside the logs.
+const ROOT: &str = "root.pem";
 /// Nothing that works takes longer to start, with 100,000 workloads too.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -105,9 +108,10 @@ impl World {
         let allowed = Allowed::too("cubic")?;
         nix::sched::setns(std::fs::File::open(switch.path())?, nix::sched::CloneFlags::CLONE_NEWNET)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let (control, port) = runtime.block_on(Control::start_on("10.78.0.1:0"));
-        let control_port = port.port();
+        let (control, behind) = runtime.block_on(Control::start_on("10.78.0.1:0"));
+        let control_port = runtime.block_on(front::start(&control, behind.ip(), behind))?;
         let (logs, own) = (tempfile::tempdir()?, std::env::current_exe()?);
+        std::fs::write(logs.path().join(ROOT), control.root())?;
         Ok((
             Self {
                 prefix,
@@ -236,13 +240,16 @@ impl World {
         let listener = SeqPacketListener::bind(&socket, 0o600)?;
         let host = self.hosts.iter().find(|host| host.name.ends_with(&format!("{}-h", lane.name)));
         let host = host.ok_or_else(|| anyhow::anyhow!("no host for {}", lane.name))?;
-        let at = format!("http://10.78.0.1:{}", self.control_port);
+        let at = format!("https://10.78.0.1:{}", self.control_port);
+        let root = self.logs.path().join(ROOT).display().to_string();
         let token = directory.path().join("token");
         std::fs::write(&token, "token")?;
         let mut variables: BTreeMap<&str, String> = BTreeMap::from([
             ("NODE_NAME", format!("node-{}", lane.name)),
             ("XDS_ADDRESS", at.clone()),
             ("CA_ADDRESS", at),
+            ("XDS_ROOT_CA", root.clone()),
+            ("CA_ROOT_CA", root),
             ("INPOD_UDS", socket.display().to_string()),
             ("PROXY_MODE", "shared".into()),
             ("CLUSTER_ID", "Kubernetes".into()),
@@ -256,8 +263,10 @@ impl World {
             variables.extend(self.set.iter().map(|(name, value)| (&**name, value.clone())));
         }
         let mut command = host.command(program);
-        if program.file_name().is_some_and(|name| name == "ambit") {
-            command.arg("proxy");
+        match program.file_name().and_then(|name| name.to_str()) {
+            Some("ambit") => _ = command.arg("proxy"),
+            Some(name) if name.contains("ztunnel") => _ = command.args(["proxy", "ztunnel"]),
+            _ => {}
         }
         let log = lane.log.clone();
         command.envs(&variables).stderr(std::fs::File::create(&log)?);

@@ -9,6 +9,7 @@
 mod control;
 mod figures;
 mod floor;
+mod front;
 mod lanes;
 mod load;
 mod many;

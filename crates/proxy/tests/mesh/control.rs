@@ -2,7 +2,7 @@
 //! told to be away.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,6 +13,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, IsCa, Issuer,
     KeyPair, SanType,
 };
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
@@ -148,6 +149,20 @@ impl Control {
             .serve_with_incoming(TcpListenerStream::new(listener));
         tokio::spawn(server);
         (control, address)
+    }
+
+    /// The certificate of the authority, PEM.
+    pub fn root(&self) -> String {
+        self.shared.ca.lock().unwrap().root.clone()
+    }
+
+    /// A certificate for a server at this address, and its key.
+    pub fn serving_certificate(&self, address: IpAddr) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::IpAddress(address)];
+        let certificate = params.signed_by(&key, &self.shared.ca.lock().unwrap().issuer).unwrap();
+        (certificate.der().clone(), PrivateKeyDer::Pkcs8(key.serialize_der().into()))
     }
 
     fn put(&self, type_url: &'static str, name: String, value: Vec<u8>) {
