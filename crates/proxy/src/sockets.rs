@@ -237,8 +237,9 @@ fn borrow_address(socket: &Socket, from: IpAddr) -> io::Result<()> {
         IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
         IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
     }
-    // The port is chosen when the destination is known: a port is then taken only once for each destination.
-    let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
+    // The kernel gives odd ports first to who binds, and even ones to who connects. Left to connect(2)
+    // (IP_BIND_ADDRESS_NO_PORT), the port would often be one that the client itself has in use towards the same
+    // application, and its redirected connection and this one would be the same to the pod's conntrack.
     socket.bind(&SocketAddr::new(from, 0).into())
 }
 

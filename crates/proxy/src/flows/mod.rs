@@ -55,7 +55,7 @@ pub struct Flow {
     flows: Arc<Flows>,
     first: Opening,
     /// The same with what whoever serves it said of itself.
-    answered: OnceLock<Opening>,
+    answered: OnceLock<Box<Opening>>,
     /// Once it counts.
     series: OnceLock<Arc<Series>>,
     since: Instant,
@@ -168,7 +168,7 @@ impl Flows {
 impl Flow {
     /// What is known of it by now.
     fn opening(&self) -> &Opening {
-        self.answered.get().unwrap_or(&self.first)
+        self.answered.get().map_or(&self.first, |opening| opening)
     }
 
     /// Its counters; opened with the first use.
@@ -199,7 +199,7 @@ impl Flow {
     /// The same for a flow whose labels were not known before: whoever serves it proved to be `peer` and may have
     /// described itself.
     pub(crate) fn answered(&self, by: Option<&hbone::Baggage>, peer: &Identity) {
-        let _ = self.answered.set(self.first.answered(by, peer));
+        let _ = self.answered.set(Box::new(self.first.answered(by, peer)));
         self.series();
         self.established(Some(peer));
     }
