@@ -41,7 +41,9 @@ async fn the_demo_holds_what_it_promises() {
     for workload in ["productpage-v1", "a-v1", "istio-egressgateway"] {
         let of = |row: &&serde_json::Value| row["destination_workload"] == workload;
         let policies: Vec<_> = rows.iter().filter(of).map(|row| &row["connection_security_policy"]).collect();
-        assert_eq!(policies, [&serde_json::json!("mutual_tls")], "{workload} in {report}");
+        // A scrape made while the labels took effect may have been plaintext, and stays in the counters for good; that
+        // none came after is `plaintext_after`.
+        assert!(policies.contains(&&serde_json::json!("mutual_tls")), "{workload} in {report}");
     }
     assert_eq!(lab.leftovers(), Vec::<String>::new());
 }
