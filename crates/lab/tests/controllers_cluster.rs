@@ -291,6 +291,13 @@ async fn controllers_that_start_anew_find_a_settled_cluster_and_write_nothing() 
         (found.items.iter().map(|slice| slice.endpoints.len()).sum::<usize>() == 2).then_some(())
     })
     .await;
+    let endpoints = cluster.api::<Endpoints>();
+    eventually("the older kind of them", async || {
+        let found = endpoints.get_opt("web").await.unwrap()?.subsets?;
+        let ready = found.iter().map(|subset| subset.addresses.as_ref().map_or(0, Vec::len));
+        (ready.sum::<usize>() == 2).then_some(())
+    })
+    .await;
     let versions = async |cluster: &Cluster| {
         let all = ListParams::default();
         let mut versions: Vec<Option<String>> = Vec::new();
