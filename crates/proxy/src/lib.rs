@@ -31,6 +31,8 @@ mod reports;
 mod revocation;
 mod run;
 mod sockets;
+#[cfg(test)]
+mod testing;
 mod views;
 mod xds;
 

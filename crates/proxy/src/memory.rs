@@ -1,7 +1,7 @@
 //! Giving memory back to the system after a burst of connections.
 //!
 //! The allocator keeps what was freed, and a proxy that once held thousands of connections would look as if it still
-//! did. Asking it to return pages costs milliseconds, so that is done once a burst, never once a connection.
+//! did. Asking it to return pages walks through all that it has, so that is done once a burst, never once a connection.
 
 /// Connections that must have ended since the last time.
 const BURST: i64 = 500;

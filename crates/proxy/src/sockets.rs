@@ -197,13 +197,14 @@ impl Sockets {
         if let Some(socket) = self.spare.lock().pop() {
             return Ok(socket);
         }
-        let mut made = self.enter(|| {
-            let mut made = vec![self.socket(Domain::IPV4)?];
-            made.extend((1..MADE_AT_ONCE).map_while(|_| self.socket(Domain::IPV4).ok()));
-            Ok(made)
+        let (socket, more) = self.enter(|| {
+            let socket = self.socket(Domain::IPV4)?;
+            // Where nothing is entered, nothing is saved.
+            let ahead = if self.netns.is_some() { MADE_AT_ONCE - 1 } else { 0 };
+            let more: Vec<Socket> = (0..ahead).map_while(|_| self.socket(Domain::IPV4).ok()).collect();
+            Ok((socket, more))
         })?;
-        let socket = made.pop().ok_or(io::ErrorKind::NotFound)?;
-        self.spare.lock().append(&mut made);
+        self.spare.lock().extend(more);
         Ok(socket)
     }
 

@@ -1,12 +1,11 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hbone::{Credential, Head, Server, Settings};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
-use rustls_pki_types::PrivateKeyDer;
 use tokio::sync::Semaphore;
 use tokio::task::{LocalSet, spawn_local};
 
 use super::*;
+use crate::testing::{credential, identity};
 
 /// Peers in memory: each accepts every stream and keeps it open.
 struct Peers {
@@ -54,24 +53,6 @@ impl Tunnel for hbone::Tunnel {
 fn local(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, test);
-}
-
-fn identity() -> Identity {
-    "spiffe://cluster.local/ns/ns/sa/a".parse().unwrap()
-}
-
-fn credential() -> Arc<Credential> {
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let root = params.self_signed(&key).unwrap().der().clone();
-    let issuer = Issuer::new(params, key);
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::URI(identity().to_string().try_into().unwrap())];
-    let leaf = params.signed_by(&key, &issuer).unwrap().der().clone();
-    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    Arc::new(Credential::new(identity(), vec![leaf], key, vec![root]).unwrap())
 }
 
 fn peers(max_streams: u32, permits: usize) -> Arc<Peers> {

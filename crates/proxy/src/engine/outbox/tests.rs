@@ -2,15 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
+use hbone::Settings;
 use hbone::secured::{self, Opener, Sealer};
-use hbone::{Credential, Settings};
-use mesh::Identity;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
-use rustls_pki_types::PrivateKeyDer;
 
 use super::*;
+use crate::testing::{credential, identity};
 
 /// Gives bytes without end.
 struct Plenty;
@@ -49,21 +46,10 @@ impl Write for Takes<'_> {
 }
 
 async fn keys() -> (Sealer, Opener) {
-    let identity: Identity = "spiffe://cluster.local/ns/ns/sa/a".parse().unwrap();
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let root = params.self_signed(&key).unwrap().der().clone();
-    let issuer = Issuer::new(params, key);
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().unwrap())];
-    let leaf = params.signed_by(&key, &issuer).unwrap().der().clone();
-    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let credential = Arc::new(Credential::new(identity.clone(), vec![leaf], key, vec![root]).unwrap());
+    let credential = credential();
     let peer: SocketAddr = "10.0.0.1:15008".parse().unwrap();
     let (mut a, mut b) = tokio::io::duplex(64 << 10);
-    let (settings, expected) = (Settings::default(), [identity]);
+    let (settings, expected) = (Settings::default(), [identity()]);
     let (near, far) = tokio::join!(
         secured::client(&mut a, peer, &credential, &expected, &settings),
         secured::server(&mut b, peer, &credential, &settings),
