@@ -209,7 +209,7 @@ async fn inbound_stream(home: &Home, client: &Client, request: Request) {
             return context.refused(pod, Reporter::Destination, client.peer, Some(client.local), &failure);
         }
     };
-    let network = head.network.as_deref().unwrap_or(&context.config.network);
+    let network = network_of(head.network.as_deref(), &context.config.network);
     let caller = NetworkAddress::new(network, client.peer.ip());
     context.demand.hint(Lookup::Address(caller.clone())).await;
     let view = context.views.load();
@@ -274,6 +274,11 @@ async fn inbound_stream(home: &Home, client: &Client, request: Request) {
     finish(&flow, &result);
 }
 
+/// The network that a client is on, by what its tunnel says; names of networks are compared without case.
+fn network_of<'a>(named: Option<&'a str>, own: &'a str) -> &'a str {
+    named.filter(|named| !named.eq_ignore_ascii_case(own)).unwrap_or(own)
+}
+
 /// Somebody without the mesh calls an application of the pod.
 pub(crate) async fn inbound_plaintext(home: &Home, accepted: Accepted) {
     let Home { context, pod, worker, .. } = home;
@@ -327,6 +332,15 @@ pub(crate) async fn inbound_plaintext(home: &Home, accepted: Accepted) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_own_network_is_meant_however_it_is_written_and_when_none_is_named() {
+        for (named, meant) in
+            [(None, "West"), (Some("west"), "West"), (Some("WEST"), "West"), (Some("east"), "east")]
+        {
+            assert_eq!(network_of(named, "West"), meant, "{named:?}");
+        }
+    }
 
     fn size<A, B, F: Future>(_: impl FnOnce(A, B) -> F) -> usize {
         size_of::<F>()

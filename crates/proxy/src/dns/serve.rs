@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -37,8 +38,8 @@ const CONNECTIONS: usize = 128;
 const IDLE: Duration = Duration::from_secs(10);
 /// A client that takes or sends half a message.
 const STALLED: Duration = Duration::from_secs(5);
-/// How long a question waits for its pod to be announced by the control plane.
-const WORKLOAD_WAIT: Duration = Duration::from_secs(4);
+/// How long the questions of a pod wait for it to be announced by the control plane: less than resolver libraries do.
+const WORKLOAD_WAIT: Duration = Duration::from_secs(2);
 
 /// The sockets of a pod's DNS.
 pub(crate) struct Listeners {
@@ -81,6 +82,7 @@ pub(crate) fn serve(context: &Arc<Context>, pod: &Arc<Pod>, listeners: Listeners
         relay,
         waiting: Arc::new(Semaphore::new(WAITING)),
         connections: Arc::new(Semaphore::new(CONNECTIONS)),
+        unannounced: AtomicBool::new(false),
     });
     for socket in listeners.udp {
         server.spawn(server.clone().datagrams(Arc::new(socket)));
@@ -96,6 +98,8 @@ struct Server {
     relay: Relay,
     waiting: Arc<Semaphore>,
     connections: Arc<Semaphore>,
+    /// The pod was waited for in vain.
+    unannounced: AtomicBool,
 }
 
 /// What becomes of a question.
@@ -178,14 +182,8 @@ impl Server {
     async fn wait(&self, asked: &Asked, transport: Transport) -> Option<Vec<u8>> {
         let Asked { query, labels, stranger } = asked;
         let mut labels = labels.clone();
-        if *stranger {
-            let node = self.context.config.node.as_deref();
-            let found = self.context.views.wait(WORKLOAD_WAIT, |view| self.pod.find(view, node)).await;
-            let Some(client) = found else {
-                let PodInfo { namespace, name, .. } = &self.pod.info;
-                tracing::debug!(namespace, name, "a question of a pod that the control plane does not know");
-                return None;
-            };
+        let client = if *stranger { self.announced().await } else { None };
+        if let Some(client) = client {
             if let Some(answer) = self.known(query, &client) {
                 return Some(answer);
             }
@@ -193,6 +191,25 @@ impl Server {
         }
         let answer = self.forward(&labels, self.relay.ask(query, transport)).await?;
         Some(answer)
+    }
+
+    /// The client, once the control plane has named it. Of a pod that it does not name only the first questions wait;
+    /// it has its name servers all the same.
+    async fn announced(&self) -> Option<Arc<Workload>> {
+        let in_vain = self.unannounced.load(Ordering::Relaxed);
+        let node = self.context.config.node.as_deref();
+        let patience = if in_vain { Duration::ZERO } else { WORKLOAD_WAIT };
+        let found = self.context.views.wait(patience, |view| self.pod.find(view, node)).await;
+        self.unannounced.store(found.is_none(), Ordering::Relaxed);
+        if found.is_none() && !in_vain {
+            let PodInfo { namespace, name, .. } = &self.pod.info;
+            tracing::warn!(
+                namespace,
+                name,
+                "the control plane does not name this pod: its name servers are asked for everything"
+            );
+        }
+        found
     }
 
     /// Counts what is passed on.

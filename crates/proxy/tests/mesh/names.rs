@@ -474,6 +474,27 @@ fn a_question_waits_for_its_pod_to_be_announced() {
 }
 
 #[test]
+fn a_pod_that_is_never_announced_keeps_its_name_servers() {
+    in_a_node(|node| async move {
+        serve(FIRST.parse().unwrap()).await;
+        let names = Names::new(&node, &[FIRST]).await;
+        let never = node.pod(9);
+        assert_eq!(names.proxy.agent.add("never", "never", &never).await, "");
+        capture(&never);
+        let socket = datagrams(&never).await;
+        for patience in [Duration::from_secs(4), Duration::from_secs(1)] {
+            // Resolver libraries give up after five seconds; only the first question waits for the pod's name.
+            socket.send_to(&ask("www.example", RecordType::A, None), names.server).await.unwrap();
+            let mut buffer = [0; 512];
+            let received = timeout(patience, socket.recv_from(&mut buffer)).await;
+            let (length, _) = received.unwrap_or_else(|_| panic!("no answer within {patience:?}")).unwrap();
+            assert_eq!(addresses(&read(&buffer[..length])), ips(&["192.0.2.1"]));
+        }
+        names.proxy.stop().await;
+    });
+}
+
+#[test]
 fn both_families_are_served_and_a_pod_without_ipv6_too() {
     in_a_node(|node| async move {
         serve(FIRST.parse().unwrap()).await;
