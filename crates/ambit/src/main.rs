@@ -8,6 +8,10 @@ mod install;
 mod logging;
 mod port_forward;
 
+/// The system's, which can tell what holds memory (`/debug/pprof/heap` of the node proxy).
+#[global_allocator]
+static ALLOCATOR: proxy::Sampling = proxy::Sampling;
+
 #[derive(Parser)]
 #[command(name = "ambit", version, about = "An ambient layer-4 service mesh", max_term_width = 100)]
 struct Cli {

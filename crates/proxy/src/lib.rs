@@ -16,6 +16,7 @@ mod engine;
 mod failure;
 mod flows;
 mod grpc;
+mod heap;
 mod hostnames;
 mod http;
 mod local;
@@ -41,6 +42,7 @@ pub use config::{
 };
 #[doc(hidden)]
 pub use dns::exercise as exercise_dns;
+pub use heap::Sampling;
 #[doc(hidden)]
 pub use pods::exercise_zds;
 pub use run::{RunError, run, run_with_log};

@@ -14,6 +14,8 @@ const INDEX: &str = "<!DOCTYPE html><title>ambit proxy</title><h1>ambit proxy</h
     <li><a href=\"config_dump\">config_dump</a>: what the proxy knows and does</li>\
     <li><a href=\"debug/pprof/profile?seconds=10\">debug/pprof/profile?seconds=10&amp;frequency=100</a>: where \
     processor time goes, for pprof</li>\
+    <li><a href=\"debug/pprof/heap\">debug/pprof/heap</a>: what holds memory, for pprof, once POST \
+    debug/pprof/heap/profiling?activate=true has switched that on</li>\
     <li>POST logging?level=info: change or show the log level</li>\
     <li>POST quitquitquit: end gracefully</li></ul>\n";
 
@@ -25,8 +27,8 @@ pub(super) fn router(shown: Shown) -> Router {
         .route("/", get(|| async { Html(INDEX) }))
         .route("/config_dump", any(config_dump))
         .route("/debug/pprof/profile", any(profile::cpu))
-        .route("/debug/pprof/heap", any(profile::heap))
-        .route("/debug/pprof/heap/profiling", any(profile::heap))
+        .route("/debug/pprof/heap", any(profile::heap::dump))
+        .route("/debug/pprof/heap/profiling", any(profile::heap::profiling))
         .route("/logging", post(logging).get(post_only))
         .route("/quitquitquit", post(quit))
         .with_state(shown)

@@ -1,6 +1,7 @@
 //! Where processor time goes: samples of all threads' stacks, in the form of `pprof` (reference/enrolment.md §6.1). Only
-//! for who reaches the admin server, one at a time, and nothing is sampled at other times.
+//! for who reaches the admin server, one at a time, and nothing is sampled at other times. [`heap`] tells where memory goes.
 
+pub(super) mod heap;
 mod pprof_proto;
 
 use std::collections::HashMap;
@@ -18,9 +19,6 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Stacks cannot be walked from within these without the risk of waiting for oneself.
 const NOT_WITHIN: [&str; 4] = ["libc", "libgcc", "pthread", "vdso"];
-
-const NO_HEAP: &str = "heap profiles are taken by an allocator that this build does not have; the process's size is \
-                       process_resident_memory_bytes in /metrics\n";
 
 /// What is asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,11 +53,6 @@ pub(super) async fn cpu(Query(query): Query<HashMap<String, String>>) -> Respons
     }
 }
 
-/// That there is no such profile, and why.
-pub(super) async fn heap() -> Response {
-    text(StatusCode::INTERNAL_SERVER_ERROR, NO_HEAP)
-}
-
 fn sample(lasting: Duration, frequency: i32) -> Result<Vec<u8>, (StatusCode, String)> {
     let Some(_alone) = ONE_AT_A_TIME.try_lock() else {
         return Err((StatusCode::TOO_MANY_REQUESTS, "a profile is being taken already\n".into()));
@@ -71,6 +64,7 @@ fn sample(lasting: Duration, frequency: i32) -> Result<Vec<u8>, (StatusCode, Str
     std::thread::sleep(lasting);
     let report = sampler.report().build().map_err(failed)?;
     drop(sampler);
+    let period = 1_000_000_000 / i64::from(frequency.max(1));
     let stacks = report.data.iter().map(|(frames, count)| {
         let lines = frames.frames.iter().flatten();
         let lines = lines.map(|line| pprof_proto::Line {
@@ -78,10 +72,19 @@ fn sample(lasting: Duration, frequency: i32) -> Result<Vec<u8>, (StatusCode, Str
             file: line.filename().into_owned(),
             number: i64::from(line.lineno()),
         });
-        let stack = pprof_proto::Stack { thread: frames.thread_name.clone(), lines: lines.collect() };
-        (stack, i64::try_from(*count).unwrap_or_default())
+        let stack = pprof_proto::Stack { thread: Some(frames.thread_name.clone()), lines: lines.collect() };
+        let count = i64::try_from(*count).unwrap_or_default();
+        (stack, vec![count, count.saturating_mul(period)])
     });
-    let profile = pprof_proto::encode(stacks, begun, lasting, frequency);
+    let form = pprof_proto::Form {
+        kinds: &[("samples", "count"), ("cpu", "nanoseconds")],
+        default: "cpu",
+        period,
+        period_of: ("cpu", "nanoseconds"),
+        begun,
+        lasting,
+    };
+    let profile = pprof_proto::encode(stacks, &form);
     super::stats::gzip(&profile)
         .ok_or_else(|| (StatusCode::INTERNAL_SERVER_ERROR, "the profile cannot be packed\n".into()))
 }

@@ -15,8 +15,22 @@ pub(super) struct Line {
 
 /// Where a thread was, the innermost function first.
 pub(super) struct Stack {
-    pub(super) thread: String,
+    /// Its name, where that is told.
+    pub(super) thread: Option<String>,
     pub(super) lines: Vec<Line>,
+}
+
+/// What the numbers of a profile are.
+pub(super) struct Form {
+    /// Each number of a stack: of what, and its unit.
+    pub(super) kinds: &'static [(&'static str, &'static str)],
+    /// The kind that is shown first.
+    pub(super) default: &'static str,
+    /// How often one is taken, and of what.
+    pub(super) period: i64,
+    pub(super) period_of: (&'static str, &'static str),
+    pub(super) begun: SystemTime,
+    pub(super) lasting: Duration,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -39,6 +53,8 @@ struct Profile {
     period_type: Option<ValueType>,
     #[prost(int64, tag = "12")]
     period: i64,
+    #[prost(int64, tag = "14")]
+    default_sample_type: i64,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -114,30 +130,25 @@ impl Strings {
     }
 }
 
-/// A profile of stacks and how often each was seen.
-pub(super) fn encode(
-    stacks: impl Iterator<Item = (Stack, i64)>,
-    begun: SystemTime,
-    lasting: Duration,
-    frequency: i32,
-) -> Vec<u8> {
+/// A profile of stacks, each with its numbers.
+pub(super) fn encode(stacks: impl Iterator<Item = (Stack, Vec<i64>)>, form: &Form) -> Vec<u8> {
     let mut strings = Strings::default();
     strings.index("");
     let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
-    let period = 1_000_000_000 / i64::from(frequency.max(1));
     let mut value =
-        |kind: &str, unit: &str| ValueType { kind: strings.index(kind), unit: strings.index(unit) };
+        |(kind, unit): (&str, &str)| ValueType { kind: strings.index(kind), unit: strings.index(unit) };
     let mut profile = Profile {
-        sample_type: vec![value("samples", "count"), value("cpu", "nanoseconds")],
-        period_type: Some(value("cpu", "nanoseconds")),
-        period,
-        time_nanos: nanos(begun.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()),
-        duration_nanos: nanos(lasting),
+        sample_type: form.kinds.iter().map(|kind| value(*kind)).collect(),
+        period_type: Some(value(form.period_of)),
+        period: form.period,
+        time_nanos: nanos(form.begun.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()),
+        duration_nanos: nanos(form.lasting),
+        default_sample_type: strings.index(form.default),
         ..Profile::default()
     };
     let (mut locations, mut functions) = (HashMap::new(), HashMap::new());
     let thread = strings.index("thread");
-    for (stack, count) in stacks {
+    for (stack, value) in stacks {
         let mut location_id = Vec::with_capacity(stack.lines.len());
         for line in stack.lines {
             let id = match locations.get(&line) {
@@ -159,8 +170,8 @@ pub(super) fn encode(
             };
             location_id.push(id);
         }
-        let label = vec![Label { key: thread, str: strings.index(&stack.thread) }];
-        profile.sample.push(Sample { location_id, value: vec![count, count.saturating_mul(period)], label });
+        let label = stack.thread.map(|name| Label { key: thread, str: strings.index(&name) });
+        profile.sample.push(Sample { location_id, value, label: label.into_iter().collect() });
     }
     profile.string_table = strings.all;
     profile.encode_to_vec()
@@ -174,6 +185,18 @@ pub(super) fn names(profile: &[u8]) -> Vec<String> {
     profile.function.iter().map(name).collect()
 }
 
+/// The stacks of a profile by the names of their functions, and their numbers.
+#[cfg(test)]
+pub(super) fn stacks(profile: &[u8]) -> Vec<(Vec<String>, Vec<i64>)> {
+    let profile = Profile::decode(profile).unwrap();
+    let name = |id: &u64| {
+        let function = profile.location[*id as usize - 1].line[0].function_id;
+        profile.string_table[profile.function[function as usize - 1].name as usize].clone()
+    };
+    let named = |sample: &Sample| (sample.location_id.iter().map(name).collect(), sample.value.clone());
+    profile.sample.iter().map(named).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,17 +204,29 @@ mod tests {
     #[test]
     fn what_is_seen_often_is_written_once() {
         let line = |function: &str| Line { function: function.into(), file: "a.rs".into(), number: 7 };
-        let stack = |lines| Stack { thread: "worker".into(), lines };
-        let stacks = [(stack(vec![line("inner"), line("outer")]), 3), (stack(vec![line("outer")]), 2)];
-        let bytes = encode(stacks.into_iter(), SystemTime::UNIX_EPOCH, Duration::from_secs(1), 100);
+        let stack = |lines| Stack { thread: Some("worker".into()), lines };
+        let both = [
+            (stack(vec![line("inner"), line("outer")]), vec![3, 30]),
+            (stack(vec![line("outer")]), vec![2, 20]),
+        ];
+        let form = Form {
+            kinds: &[("samples", "count"), ("cpu", "nanoseconds")],
+            default: "cpu",
+            period: 10,
+            period_of: ("cpu", "nanoseconds"),
+            begun: SystemTime::UNIX_EPOCH,
+            lasting: Duration::from_secs(1),
+        };
+        let bytes = encode(both.into_iter(), &form);
         let profile = Profile::decode(&*bytes).unwrap();
         assert_eq!((profile.sample.len(), profile.location.len(), profile.function.len()), (2, 2, 2));
         assert_eq!(profile.string_table[0], "");
         assert_eq!(profile.sample[0].location_id, [1, 2], "the innermost first");
-        assert_eq!(profile.sample[0].value, [3, 30_000_000]);
+        assert_eq!(stacks(&bytes)[0], (vec!["inner".to_owned(), "outer".to_owned()], vec![3, 30]));
         assert_eq!(names(&bytes), ["inner", "outer"]);
         let label = profile.sample[1].label[0];
         let text = |index: i64| profile.string_table[index as usize].as_str();
         assert_eq!((text(label.key), text(label.str)), ("thread", "worker"));
+        assert_eq!(text(profile.default_sample_type), "cpu");
     }
 }
