@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, env = "EXCLUDE_NAMESPACES", value_delimiter = ',', default_value = DEFAULT_EXCLUDED)]
     exclude_namespaces: Vec<String>,
     /// Send the pods' DNS queries to the node proxy
-    #[arg(long, env = "AMBIENT_DNS_CAPTURE", action = clap::ArgAction::Set, default_value_t = false)]
+    #[arg(long, env = "AMBIENT_DNS_CAPTURE", action = clap::ArgAction::Set, default_value_t = true)]
     dns_capture: bool,
     /// Carry IPv6; when off, IPv6 TCP of enrolled pods is refused
     #[arg(long, env = "AMBIENT_IPV6", action = clap::ArgAction::Set, default_value_t = true)]

@@ -19,7 +19,7 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("cni.netnsDir", "/var/run/netns"),
     ("cni.detect", "true"),
     ("cni.chained", "true"),
-    ("cni.dnsCapture", "false"),
+    ("cni.dnsCapture", "true"),
 ];
 
 /// Names that other installers use for the same value.

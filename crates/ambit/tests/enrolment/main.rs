@@ -266,7 +266,7 @@ fn explained(lab: &TestLab, name: &str) {
     assert!(inside["agent"].as_str().is_some_and(|agent| agent.starts_with("ambit-agent")), "{inside}");
     assert_eq!((&inside["enrolled"], &inside["carried"]), (&true.into(), &true.into()), "{inside}");
     assert_eq!(inside["why"], "the label istio.io/dataplane-mode of its namespace is ambient");
-    assert_eq!(inside["rules"].as_array().unwrap().len(), 2, "{inside}");
+    assert_eq!(inside["rules"].as_array().unwrap().len(), 3, "{inside}");
     assert!(inside["listeners"].as_array().unwrap().len() >= 3 && inside["since"].is_u64(), "{inside}");
     assert!(inside["events"].as_array().unwrap().iter().any(|said| said["reason"] == "Enrolled"), "{inside}");
     let out = ask("opted-out");

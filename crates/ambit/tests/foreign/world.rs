@@ -120,7 +120,7 @@ impl World {
         let binary = foreign_proxy();
         let lab = TestLab::new(purpose);
         lab.must(&["lab", "up", "--name", &lab.name]);
-        lab.must(&["install", "--set", "cni.dnsCapture=true"]);
+        lab.must(&["install"]);
         let client = lab.client().await;
         let mut world = Self { lab, client, places: Vec::new() };
         world.hand_over_a_node(&binary).await;
