@@ -137,3 +137,38 @@ pub(crate) fn text_of(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn roots_and_token_are_read_anew_for_each_call_and_their_loss_is_told_with_the_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let (root, token) = (directory.path().join("root.pem"), directory.path().join("token"));
+        let remote = Remote {
+            address: "https://control:15012".into(),
+            root: Root::File(root.clone()),
+            alt_hostname: None,
+            token: Token::File(token.clone()),
+            headers: crate::config::Headers(vec![("x-more".into(), "1".into())]),
+        };
+        let connector = Connector::new(remote, "east".into());
+        for round in ["first", "second"] {
+            std::fs::write(&root, round).unwrap();
+            std::fs::write(&token, format!("{round}\n")).unwrap();
+            assert_eq!(connector.roots().await.unwrap().as_deref(), Some(round));
+            let request = connector.request(()).await.unwrap();
+            let said = |name: &str| request.metadata().get(name).unwrap().to_str().unwrap().to_owned();
+            assert_eq!(said("authorization"), format!("Bearer {round}"));
+            assert_eq!((said("clusterid"), said("x-more")), ("east".into(), "1".into()));
+        }
+        for path in [&root, &token] {
+            std::fs::remove_file(path).unwrap();
+        }
+        let lost = connector.roots().await.unwrap_err().to_string();
+        assert!(lost.contains("root.pem"), "{lost}");
+        let lost = connector.request(()).await.unwrap_err().to_string();
+        assert!(lost.contains("token"), "{lost}");
+    }
+}

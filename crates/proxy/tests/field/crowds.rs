@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::control::Control;
 use crate::harness::{World, call, echo, eventually, workload};
 use crate::namespaces::{Pod, in_a_node};
+use crate::sized;
 
 /// Tunnels that arrive at a pod, as its kernel knows them. A list that changes while it is read names some of them
 /// twice, so they are told apart by where they come from.
@@ -86,7 +87,7 @@ fn a_crowd_is_answered_where_a_tunnel_takes_ten_streams_only() {
         let vars = [("POOL_MAX_STREAMS_PER_CONNECTION", "10")];
         let world = World::with(&node, control, address, &vars).await;
         echo(world.b.listen(8080));
-        bear(&world, 500, 10).await;
+        bear(&world, sized(500, 2000), 10).await;
     });
 }
 
@@ -134,5 +135,52 @@ fn a_crowd_of_one_pod_does_not_make_another_pod_wait() {
         );
         // The machine is shared by all of them; what must not happen is to stand in the crowd's queue.
         assert!(*took.last().unwrap() < Duration::from_secs(5));
+    });
+}
+
+#[test]
+fn calls_that_keep_coming_are_answered_while_an_address_of_the_same_pod_is_dead() {
+    in_a_node(|node| async move {
+        let world = World::new(&node).await;
+        echo(world.b.listen(8080));
+        let hole = node.pod(9);
+        hole.sh("nft 'table inet t { chain c { type filter hook input priority 0; policy drop; }; }'");
+        world.control.workload(&workload("hole", "node-x", &hole));
+        eventually("it is known", async || world.pa.dump().await["workloads"].as_array().unwrap().len() == 4)
+            .await;
+        let (count, within) = sized((500, Duration::from_secs(1)), (10_000, Duration::from_secs(10)));
+        let start = Instant::now();
+        let mut calls = tokio::task::JoinSet::new();
+        let mut stuck = Vec::new();
+        for number in 0..count {
+            // They come when they are due, however many are under way.
+            tokio::time::sleep_until((start + within * number / count).into()).await;
+            let (a, to) = (world.a.clone(), world.b.at(8080));
+            calls.spawn(async move {
+                let start = Instant::now();
+                let answer = call(&a, to, &number.to_be_bytes()).await;
+                assert_eq!(answer.expect("every call is answered"), number.to_be_bytes());
+                start.elapsed()
+            });
+            if number % (count / 10) == 0 {
+                let (a, to) = (world.a.clone(), hole.at(80));
+                stuck.push(tokio::spawn(async move { call(&a, to, b"x").await }));
+            }
+        }
+        let mut took = calls.join_all().await;
+        assert!(stuck.iter().any(|call| !call.is_finished()), "the dead address did not answer meanwhile");
+        took.sort();
+        println!(
+            "{count} calls in {:?}: median {:?}, 99 of 100 within {:?}, longest {:?}; {} tunnels at the end",
+            start.elapsed(),
+            took[took.len() / 2],
+            took[took.len() * 99 / 100],
+            took.last().unwrap(),
+            tunnels(&world.b)
+        );
+        // The dead address is given up after ten seconds; nobody else waits for that.
+        assert!(*took.last().unwrap() < Duration::from_secs(8));
+        let failed = [("response_flags", "CONNECT")];
+        assert_eq!(world.pa.metrics().await.sum("istio_tcp_connections_failed_total", &failed), 0);
     });
 }

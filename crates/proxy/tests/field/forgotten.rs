@@ -9,16 +9,19 @@ use tokio::net::TcpStream;
 use crate::control::Control;
 use crate::harness::{World, eventually};
 use crate::namespaces::{Pod, in_a_node};
-
-/// Connections of each kind in a round.
-const EACH: usize = 60;
+use crate::{descriptors, resident, sized};
 
 /// What a server does once it has answered and its client has ended.
 const CLOSES: u8 = b'c';
 const STAYS: u8 = b's';
 
+/// Connections of each kind in a round.
+fn each() -> usize {
+    sized(60, 1667)
+}
+
 fn rounds() -> usize {
-    std::env::var("AMBIT_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
+    sized(2, 10)
 }
 
 async fn open(from: &Pod, to: SocketAddr, kind: u8) -> TcpStream {
@@ -52,14 +55,14 @@ fn half_closed_connections_stay_while_both_ends_live_and_go_when_one_dies() {
             }
         });
         let open_now = async || world.pb.metrics().await.sum("istio_tcp_sockets_open", &[]);
-        let fds = || std::fs::read_dir("/proc/self/fd").unwrap().count();
         let to = world.b.at(8080);
-        let (mut descriptors, mut after) = (0, 0);
+        let (mut before, mut after) = ((0, 0), (0, 0));
+        let each = each();
         for round in 0..=rounds() {
             let mut closed = Vec::new();
             let mut staying = Vec::new();
             let mut cut = Vec::new();
-            for _ in 0..EACH {
+            for _ in 0..each {
                 closed.push(open(&world.c, to, CLOSES).await);
                 staying.push(open(&world.c, to, STAYS).await);
                 cut.push(open(&lost, to, STAYS).await);
@@ -68,10 +71,10 @@ fn half_closed_connections_stay_while_both_ends_live_and_go_when_one_dies() {
                 assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0, "the server has ended too");
             }
             drop(closed);
-            eventually("what both have ended is gone", async || open_now().await == 2 * EACH as u64).await;
+            eventually("what both have ended is gone", async || open_now().await == 2 * each as u64).await;
             lost.sh("nft 'table inet cut { chain i { type filter hook input priority 0; policy drop; }; chain o { type filter hook output priority 0; policy drop; }; }'");
             eventually("whoever does not answer is gone after the keep-alive's budget", async || {
-                open_now().await == EACH as u64
+                open_now().await == each as u64
             })
             .await;
             // More than that budget has passed for these too, and both their ends answer.
@@ -91,12 +94,22 @@ fn half_closed_connections_stay_while_both_ends_live_and_go_when_one_dies() {
             if round == 0 {
                 // Once through everything before anything is compared.
                 tokio::time::sleep(Duration::from_millis(500)).await;
-                descriptors = fds();
+                before = (descriptors(), resident());
             } else {
-                eventually("descriptors are back", async || fds() <= descriptors + 20).await;
+                eventually("descriptors are back", async || descriptors() <= before.0 + 20).await;
+                // A quarter and what an allocator keeps for later.
+                eventually("memory is back", async || resident() <= before.1 * 5 / 4 + (24 << 10)).await;
             }
-            after = fds();
+            after = (descriptors(), resident());
         }
-        println!("{} rounds of {}: {descriptors} descriptors before, {after} after", rounds(), 3 * EACH);
+        println!(
+            "{} rounds of {}: {} descriptors and {} KiB before, {} and {} KiB after",
+            rounds(),
+            3 * each,
+            before.0,
+            before.1,
+            after.0,
+            after.1
+        );
     });
 }

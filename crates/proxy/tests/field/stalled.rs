@@ -9,10 +9,13 @@ use tokio::net::TcpStream;
 
 use crate::harness::World;
 use crate::namespaces::in_a_node;
+use crate::sized;
 
 const STALLED: usize = 10;
-/// What each stalled one is sent.
-const MUCH: usize = 24 << 20;
+/// What each stalled one is sent: the first may be a gigabyte, the others less.
+fn much(number: usize) -> usize {
+    sized(24 << 20, if number == 0 { 1 << 30 } else { 100 << 20 })
+}
 /// What the documented windows let a proxy take for one stream, and what kernels buffer on the way.
 const BOUND: u64 = 22 << 20;
 const SCRAPE: usize = 200 << 10;
@@ -24,8 +27,8 @@ fn byte(number: usize, at: usize) -> u8 {
 
 async fn send(mut to: TcpStream, number: usize, sent: Arc<AtomicU64>) -> TcpStream {
     let mut at = 0;
-    while at < MUCH {
-        let part: Vec<u8> = (at..(at + 64 * 1024).min(MUCH)).map(|at| byte(number, at)).collect();
+    while at < much(number) {
+        let part: Vec<u8> = (at..(at + 64 * 1024).min(much(number))).map(|at| byte(number, at)).collect();
         for piece in part.chunks(8 << 10) {
             to.write_all(piece).await.unwrap();
             sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
@@ -47,7 +50,7 @@ async fn check(mut from: TcpStream, number: usize) {
         assert!(right, "stream {number} is not what was sent, near byte {at}");
         at += read;
     }
-    assert_eq!(at, MUCH, "stream {number} arrives whole");
+    assert_eq!(at, much(number), "stream {number} arrives whole");
 }
 
 /// Scrapes through the same tunnel; how long the longest took.
@@ -106,7 +109,12 @@ async fn stall(upwards: bool, world: World) {
     }
     let most = *last.iter().max().unwrap();
     assert!(most < BOUND, "{most} bytes were taken for a reader that takes none");
-    let during = scrapes(&world, 20).await;
+    let stood = Instant::now();
+    let mut during = scrapes(&world, 20).await;
+    while stood.elapsed() < sized(Duration::ZERO, Duration::from_secs(60)) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        during = during.max(scrapes(&world, 1).await);
+    }
     println!(
         "{STALLED} stalled, upwards {upwards}: scrapes took at most {before:?} before and {during:?} during; at most {} \
          KiB were taken of a stalled stream",

@@ -121,8 +121,8 @@ impl Proxy {
         vars.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let mut config = proxy::Config::from_vars(vars).unwrap();
         let (admin, stats, readiness) = (free_port(), free_port(), free_port());
-        change(&mut config);
         config.ports = proxy::Ports { admin: admin.port(), stats: stats.port(), readiness: readiness.port() };
+        change(&mut config);
         let (stop, stopped) = oneshot::channel();
         let done = tokio::spawn(async move {
             let result = proxy::run(config, async move {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Status;
 
-use crate::harness::{OWN_ADDRESS, World, call, echo, eventually, http_get, workload};
+use crate::control::Control;
+use crate::harness::{OWN_ADDRESS, Proxy, World, call, echo, eventually, http_get, workload};
 use crate::namespaces::in_a_node;
 
 #[test]
@@ -175,6 +176,33 @@ fn at_the_end_running_connections_may_finish_and_new_ones_are_not_taken() {
 }
 
 #[test]
+fn a_proxy_is_ready_only_once_it_knows_the_mesh_and_its_agent() {
+    in_a_node(|node| async move {
+        let (control, address) = Control::start().await;
+        let pod = node.pod(2);
+        control.workload(&workload("a", "node-a", &pod));
+        control.down();
+        let (tell, port) = tokio::sync::oneshot::channel();
+        let starting = tokio::spawn(async move {
+            Proxy::start_changed("node-a", address, &[], |config| tell.send(config.ports.readiness).unwrap())
+                .await
+        });
+        let at = SocketAddr::from(([127, 0, 0, 1], port.await.unwrap()));
+        eventually("it says what it waits for", async || {
+            tokio::net::TcpStream::connect(at).await.is_ok() && {
+                let (status, text) = http_get(at, "/healthz/ready").await;
+                status == 500 && text.contains("state manager") && text.contains("workload proxy manager")
+            }
+        })
+        .await;
+        control.up(true);
+        let proxy = starting.await.unwrap();
+        assert_eq!(http_get(at, "/healthz/ready").await, (200, "ready\n".into()));
+        proxy.stop().await;
+    });
+}
+
+#[test]
 fn the_servers_answer_as_tools_expect() {
     in_a_node(|node| async move {
         let world = World::new(&node).await;
@@ -183,6 +211,18 @@ fn the_servers_answer_as_tools_expect() {
         assert_eq!(http_get(world.pa.stats, "/stats/prometheus").await.0, 200);
         assert_eq!(http_get(world.pa.admin, "/logging").await.0, 405);
         assert_eq!(http_get(world.pa.admin, "/quitquitquit").await.0, 405);
+        let off = (200, "heap profiling active: false\n".into());
+        assert_eq!(http_get(world.pa.admin, "/debug/pprof/heap/profiling").await, off);
+        let (status, why) = http_get(world.pa.admin, "/debug/pprof/heap").await;
+        assert!(status == 500 && why.contains("activate=true"), "{why}");
+        // This program has another allocator.
+        assert_eq!(http_get(world.pa.admin, "/debug/pprof/heap/profiling?activate=true").await.0, 500);
+        assert_eq!(http_get(world.pa.admin, "/debug/pprof/heap/profiling").await, off);
+        for server in [world.pa.admin, world.pa.stats, world.pa.readiness] {
+            // Whoever is not on this machine reaches metrics and readiness alone.
+            let outside = world.c.connect(SocketAddr::new(OWN_ADDRESS.parse().unwrap(), server.port())).await;
+            assert_eq!(outside.is_ok(), server != world.pa.admin, "{server}");
+        }
         let dump = world.pa.dump().await;
         assert_eq!(dump["workloads"].as_array().unwrap().len(), 3);
         assert_eq!(dump["workloads"][0]["protocol"], "HBONE");

@@ -20,9 +20,9 @@ pub fn in_a_node<F: Future<Output = ()>>(test: impl FnOnce(Node) -> F + Send + '
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
-            tokio::time::timeout(std::time::Duration::from_secs(120), test(node))
-                .await
-                .expect("the test hangs");
+            let long = std::env::var_os("AMBIT_TEST_FULL").is_some();
+            let patience = std::time::Duration::from_secs(if long { 1800 } else { 120 });
+            tokio::time::timeout(patience, test(node)).await.expect("the test hangs");
         });
         runtime.shutdown_background();
     });
