@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenRequest, TokenReview};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Pod, Service, ServiceAccount};
 use k8s_openapi::api::events::v1::Event as NewEvent;
 use kube::api::{
@@ -391,4 +392,24 @@ async fn events_of_both_groups_are_the_same_events() {
     let old: Api<Event> = Api::default_namespaced(client);
     let found = old.list(&ListParams::default().fields("involvedObject.name=p")).await.expect("lists");
     assert_eq!(found.items[0].message.as_deref(), Some("it runs"));
+}
+
+#[tokio::test]
+async fn autoscalers_are_served_in_the_version_that_controllers_ask_for() {
+    let server = server(1000).await;
+    let client = server.client().await.expect("a client");
+    let scalers: Api<HorizontalPodAutoscaler> = Api::default_namespaced(client);
+    let scaler = of(json!({
+        "metadata": {"name": "gateway"},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "gateway"},
+            "maxReplicas": 3,
+            "metrics": [{"type": "Resource",
+                "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}],
+        },
+    }));
+    scalers.create(&PostParams::default(), &scaler).await.expect("creates one");
+    let list = scalers.list(&ListParams::default()).await.expect("lists them");
+    let metrics = list.items[0].spec.as_ref().and_then(|spec| spec.metrics.as_ref()).expect("kept");
+    assert_eq!(metrics[0].resource.as_ref().map(|of| of.name.as_str()), Some("cpu"));
 }

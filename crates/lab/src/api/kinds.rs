@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use k8s_openapi::api::{
-    admissionregistration::v1 as admission, apps::v1 as apps, autoscaling::v1 as autoscaling,
+    admissionregistration::v1 as admission, apps::v1 as apps, autoscaling::v2 as autoscaling,
     batch::v1 as batch, coordination::v1 as coordination, core::v1 as core, discovery::v1 as discovery,
     events::v1 as events, networking::v1 as networking, policy::v1 as policy, rbac::v1 as rbac,
     scheduling::v1 as scheduling, storage::v1 as storage,
@@ -102,7 +102,7 @@ pub static BUILTINS: &[Builtin] = kinds! {
     "networking.k8s.io" "v1" "Ingress" "ingresses" ["ing"] NAMESPACED NO sub["status"] fields[""] networking::Ingress;
     "networking.k8s.io" "v1" "IngressClass" "ingressclasses" [""] CLUSTER NO sub[""] fields[""] networking::IngressClass;
     "networking.k8s.io" "v1" "ServiceCIDR" "servicecidrs" [""] CLUSTER NO sub["status"] fields[""] networking::ServiceCIDR;
-    "autoscaling" "v1" "HorizontalPodAutoscaler" "horizontalpodautoscalers" ["hpa"] NAMESPACED ALL sub["status"] fields[""] autoscaling::HorizontalPodAutoscaler;
+    "autoscaling" "v2" "HorizontalPodAutoscaler" "horizontalpodautoscalers" ["hpa"] NAMESPACED ALL sub["status"] fields[""] autoscaling::HorizontalPodAutoscaler;
     "scheduling.k8s.io" "v1" "PriorityClass" "priorityclasses" ["pc"] CLUSTER NO sub[""] fields[""] scheduling::PriorityClass;
     "storage.k8s.io" "v1" "StorageClass" "storageclasses" ["sc"] CLUSTER NO sub[""] fields[""] storage::StorageClass;
     "storage.k8s.io" "v1" "CSINode" "csinodes" [""] CLUSTER NO sub[""] fields[""] storage::CSINode;

@@ -14,8 +14,9 @@ pub const HOST_NETNS: &str = "/run/ambit-node/host-netns";
 pub const NODE_NETNS: &str = "/run/ambit-node/netns";
 /// The `resolv.conf` of the host.
 pub const RESOLV_CONF: &str = "/run/ambit-node/resolv.conf";
-/// Bind mounts of pod network namespaces.
-pub const NETNS_DIR: &str = "/run/netns";
+/// Bind mounts of pod network namespaces, called as container runtimes call them: node agents look for just this path
+/// below their mount of the host.
+pub const NETNS_DIR: &str = "/var/run/netns";
 /// CNI configurations.
 pub const CNI_CONF: &str = "/etc/cni/net.d";
 /// CNI plugins.
