@@ -1,5 +1,5 @@
-//! Who is calling: client certificates of this server's own authority and service account tokens. Authorization is
-//! not enforced in the lab: whoever is known may do anything, and access reviews say so.
+//! Who is calling: client certificates of this server's own authority and service account tokens. What they may do is
+//! [`super::rbac`]'s.
 
 use std::collections::BTreeMap;
 

@@ -1,10 +1,12 @@
-//! What a cluster has before anybody does anything: its namespaces, its own Service and the priority classes.
+//! What a cluster has before anybody does anything: its namespaces, its own Service, the priority classes and
+//! the usual roles.
 
 use anyhow::anyhow;
 use serde_json::{Value, json};
 
 use super::Api;
 use super::failure::Failure;
+use super::rbac;
 use super::verbs::bootstrap as create;
 
 /// Fills a fresh store.
@@ -20,6 +22,9 @@ pub fn fill(api: &Api) -> anyhow::Result<()> {
     {
         let class = json!({ "metadata": { "name": name }, "value": value });
         put("scheduling.k8s.io", "v1", "priorityclasses", class)?;
+    }
+    for (plural, object) in rbac::defaults() {
+        put("rbac.authorization.k8s.io", "v1", plural, object)?;
     }
     let range =
         json!({ "metadata": { "name": "kubernetes" }, "spec": { "cidrs": [api.service_cidr.to_string()] } });

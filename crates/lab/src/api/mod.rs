@@ -1,10 +1,10 @@
 //! A Kubernetes API server in memory: good enough that kubectl, kube-rs and Prometheus' service discovery work
 //! against it unmodified. It owns objects, their history, its certificate authority and its tokens, all of it in
-//! memory only. It runs no controllers (that is [`crate::controllers`]) and no pods (that is [`crate::node`]), and
-//! it does not enforce RBAC: whoever it knows may do anything, and access reviews say so.
+//! memory only. It runs no controllers (that is [`crate::controllers`]) and no pods (that is [`crate::node`]).
 //!
 //! What it cannot do it refuses with a `Status`. One request runs like this: [`serve`] takes the connection,
-//! [`auth`] says who calls, [`route`] what about, [`verbs`] does it as one transaction of the [`store`].
+//! [`auth`] says who calls, [`route`] what about, [`rbac`] whether they may, [`verbs`] does it as one transaction of the
+//! [`store`].
 
 mod admission;
 mod auth;
@@ -20,6 +20,7 @@ mod openapi;
 mod patch;
 mod pki;
 mod protobuf;
+mod rbac;
 mod registry;
 mod route;
 mod selector;

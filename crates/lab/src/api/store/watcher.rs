@@ -90,7 +90,7 @@ impl Watcher {
         }
         let from = entry.history.partition_point(|change| change.revision <= self.cursor);
         let changes = entry.history.range(from..).cloned().collect();
-        self.cursor = inner.revision;
+        self.cursor = self.cursor.max(inner.revision);
         Ok((changes, self.cursor))
     }
 

@@ -25,6 +25,7 @@ use serde_json::json;
 use super::auth::{self, User};
 use super::failure::Failure;
 use super::http::{self as wire, Answer, Format, Params};
+use super::rbac::{self, Wish};
 use super::registry::{Kind, Origin};
 use super::route::{self, Route, Target};
 use super::{Api, discovery, openapi};
@@ -49,6 +50,41 @@ impl Call {
     /// The name in the path; there is one wherever this is called.
     pub fn name(&self) -> &str {
         self.target.name.as_deref().unwrap_or("")
+    }
+
+    /// What this call wants to do, in the words of access reviews.
+    pub fn wish(&self) -> Wish<'_> {
+        let one = self.target.name.is_some();
+        let verb = match self.method.as_str() {
+            "GET" | "HEAD" if self.params.flag("watch") => "watch",
+            "GET" | "HEAD" if one => "get",
+            "GET" | "HEAD" => "list",
+            "POST" => "create",
+            "PUT" => "update",
+            "PATCH" => "patch",
+            "DELETE" if one => "delete",
+            "DELETE" => "deletecollection",
+            other => other,
+        };
+        // One object may be listed and watched by a selector, too.
+        let selected = self.params.get("fieldSelector").split(',').find_map(|term| {
+            let name = term.trim().strip_prefix("metadata.name=")?;
+            Some(name.strip_prefix('=').unwrap_or(name))
+        });
+        let name = match &self.target.name {
+            Some(name) => name,
+            None if matches!(verb, "list" | "watch") => selected.unwrap_or(""),
+            None => "",
+        };
+        Wish {
+            verb,
+            group: &self.kind.group,
+            resource: &self.kind.plural,
+            subresource: self.target.subresource.as_deref().unwrap_or(""),
+            // A namespace is in itself.
+            namespace: if self.kind.is("namespaces") { self.name() } else { self.namespace() },
+            name,
+        }
     }
 
     /// The 404 of the object of this call.
@@ -118,6 +154,7 @@ pub(super) async fn answer(
             Failure::no_such_path()
         });
     }
+    call.api.store.with(|tx| rbac::check(tx, &call.user, &call.wish()))?;
     if let Some(subresource) = call.target.subresource.clone() {
         if !call.kind.has(&subresource) {
             return Err(Failure::no_such_path());

@@ -3,13 +3,12 @@
 use serde_json::{Value, json};
 
 use super::Call;
-use crate::api::auth;
+use crate::api::auth::{self, User};
 use crate::api::failure::Failure;
 use crate::api::http::{self as wire, Accept, Answer};
 use crate::api::object::{as_map, set_type, str_at, strings_at};
+use crate::api::rbac::{self, Wish};
 use crate::api::tokens::ISSUER;
-
-const WHY: &str = "the lab does not enforce RBAC: whoever it knows may do anything";
 
 /// Answers a review.
 pub fn answer(call: &Call, body: &[u8]) -> Result<Answer, Failure> {
@@ -25,12 +24,9 @@ pub fn answer(call: &Call, body: &[u8]) -> Result<Answer, Failure> {
     let status = match call.kind.kind.as_str() {
         "TokenReview" => token(call, &review),
         "SelfSubjectReview" => json!({ "userInfo": call.user.info() }),
-        "SelfSubjectRulesReview" => json!({
-            "resourceRules": [{ "verbs": ["*"], "apiGroups": ["*"], "resources": ["*"] }],
-            "nonResourceRules": [{ "verbs": ["*"], "nonResourceURLs": ["*"] }],
-            "incomplete": false,
-        }),
-        _ => json!({ "allowed": true, "reason": WHY }),
+        "SelfSubjectRulesReview" => own_rules(call, &review),
+        "SelfSubjectAccessReview" => access(call, &review, &call.user)?,
+        _ => access(call, &review, &subject(&review))?,
     };
     set_type(&mut review, &call.kind.api_version(), &call.kind.kind);
     let map = as_map(&mut review);
@@ -48,4 +44,43 @@ fn token(call: &Call, review: &Value) -> Value {
         Ok((user, matching)) => json!({ "authenticated": true, "user": user.info(), "audiences": matching }),
         Err(why) => json!({ "user": {}, "error": why }),
     }
+}
+
+/// Whom a review asks about.
+fn subject(review: &Value) -> User {
+    let groups = strings_at(review, "/spec/groups").into_iter().map(str::to_owned).collect();
+    User { name: str_at(review, "/spec/user").to_owned(), groups, ..User::default() }
+}
+
+fn access(call: &Call, review: &Value, user: &User) -> Result<Value, Failure> {
+    let at = |pointer: &str| str_at(review, pointer);
+    let allowed = if review.pointer("/spec/resourceAttributes").is_some_and(|value| !value.is_null()) {
+        let namespace = at("/spec/resourceAttributes/namespace");
+        if call.kind.namespaced && namespace != call.namespace() {
+            return Err(Failure::bad_request(
+                "spec.resourceAttributes.namespace must match metadata.namespace",
+            ));
+        }
+        let wish = Wish {
+            verb: at("/spec/resourceAttributes/verb"),
+            group: at("/spec/resourceAttributes/group"),
+            resource: at("/spec/resourceAttributes/resource"),
+            subresource: at("/spec/resourceAttributes/subresource"),
+            namespace,
+            name: at("/spec/resourceAttributes/name"),
+        };
+        call.api.store.with(|tx| rbac::allows(tx, user, &wish))
+    } else {
+        let (verb, path) = (at("/spec/nonResourceAttributes/verb"), at("/spec/nonResourceAttributes/path"));
+        call.api.store.with(|tx| rbac::allows_path(tx, user, verb, path))
+    };
+    Ok(json!({ "allowed": allowed }))
+}
+
+fn own_rules(call: &Call, review: &Value) -> Value {
+    let namespace = str_at(review, "/spec/namespace");
+    let rules = call.api.store.with(|tx| rbac::rules(tx, &call.user, namespace));
+    let (paths, resources): (Vec<Value>, Vec<Value>) =
+        rules.into_iter().partition(|rule| !strings_at(rule, "/nonResourceURLs").is_empty());
+    json!({ "resourceRules": resources, "nonResourceRules": paths, "incomplete": false })
 }

@@ -12,6 +12,7 @@ use crate::api::failure::Failure;
 use crate::api::http::{self as wire, Accept, Answer};
 use crate::api::object::{self, as_map, map_mut, metadata_mut, name, resource_version, uid};
 use crate::api::patch::{self, Patch, managed};
+use crate::api::rbac::{self, Wish};
 use crate::api::registry::Kind;
 use crate::api::store::Inner;
 use crate::api::{Api, admission, convert, strict};
@@ -64,6 +65,7 @@ pub fn replace(call: &Call, body: &[u8], part: Part) -> Result<Answer, Failure> 
         // Leases may be made by an update, as in the real server.
         if old.is_none() && part == Part::Main && call.kind.is("leases.coordination.k8s.io") {
             check_name(call, &object)?;
+            rbac::check(tx, &call.user, &Wish { verb: "create", ..call.wish() })?;
             let operation = managed::Operation::update(&options.manager);
             return insert(&call.api, tx, &call.kind, object, &options, Some(&operation)).map(|o| (o, 201));
         }
@@ -168,6 +170,7 @@ fn apply(
             if part != Part::Main {
                 return Err(call.not_found());
             }
+            rbac::check(tx, &call.user, &Wish { verb: "create", ..call.wish() })?;
             if !uid(&config).is_empty() {
                 return Err(Failure::conflict(
                     &call.kind.resource,

@@ -92,7 +92,7 @@ impl Stream {
         let storage = self.call.kind.storage.clone();
         let namespace = self.call.target.namespace.clone();
         let started = self.call.api.store.with(|inner| {
-            if since > inner.revision() {
+            if initial && since > inner.revision() {
                 return Err(Gone { asked: since, oldest: inner.revision() });
             }
             if since != 0 && !initial {
