@@ -24,7 +24,7 @@ mod process;
 mod profile;
 pub mod roots;
 mod run;
-mod serve;
+pub mod serve;
 pub mod state;
 pub mod status;
 pub mod watch;

@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use greeting::Greeting;
+pub use greeting::Greeting;
 
 use crate::Error;
 use crate::ca::{Authority, AuthorityError};
@@ -32,7 +32,7 @@ const HANDSHAKES: usize = 512;
 
 /// The certificate that is served now.
 #[derive(Debug)]
-pub(crate) struct Serving {
+pub struct Serving {
     names: Vec<String>,
     key: KeyPair,
     current: ArcSwap<CertifiedKey>,
@@ -89,7 +89,7 @@ impl ResolvesServerCert for Serving {
 }
 
 /// TLS 1.3, or 1.2 for who cannot; a client certificate is not asked for twice but must be ours when given.
-pub(crate) fn tls(serving: Arc<Serving>, root_bundle: &str) -> Result<TlsAcceptor, Error> {
+pub fn tls(serving: Arc<Serving>, root_bundle: &str) -> Result<TlsAcceptor, Error> {
     let wrong =
         |reason: String| Error::Setting(format!("the root certificates cannot be used for TLS: {reason}"));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -132,7 +132,7 @@ pub(crate) fn listen(socket: socket2::Socket) -> std::io::Result<TcpListener> {
 }
 
 /// Accepts connections and hands on those that have shaken hands, until nobody takes them any more.
-pub(crate) async fn accept(
+pub async fn accept(
     listener: TcpListener,
     tls: watch::Receiver<TlsAcceptor>,
     connections: mpsc::Sender<std::io::Result<Greeting<TlsStream<TcpStream>>>>,

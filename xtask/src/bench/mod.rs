@@ -14,7 +14,8 @@ use crate::commands::run;
 pub enum Bench {
     /// The control plane: first sync, change to last client, bytes, processor time, memory, at several sizes
     Control {
-        /// Number of clients, then sizes in pods; 500 clients at 1000, 10000 and 100000 pods when not given
+        /// `secure` for TLS and tokens, number of clients, then sizes in pods; 500 clients at 1000, 10000 and 100000 pods
+        /// when not given
         args: Vec<String>,
     },
     /// The node proxy: against the bare network, a floor and another proxy, in pods of its own (docs/performance.md)

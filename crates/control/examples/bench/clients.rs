@@ -10,6 +10,7 @@ use prost::Message;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::{Codec, DecodeBuf, Decoder};
+use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 use wire::type_url::{ADDRESS, AUTHORIZATION};
 use wire::xds::{DeltaDiscoveryRequest, Node};
@@ -64,13 +65,22 @@ struct Board {
     news: Notify,
 }
 
-/// Runs so many clients; answers each number on standard input, once all have had so many pushes, with when that was
+/// How the clients call.
+pub struct Calls {
+    /// Where the server is, and what it must prove.
+    pub endpoint: Endpoint,
+    /// A token for each client.
+    pub tokens: Vec<String>,
+    /// What must live as long as they do.
+    pub beside: Option<lab::api::Server>,
+}
+
+/// Runs the clients from the first question on; answers each number on standard input, once all have had so many pushes, with when that was
 /// and the bytes that the first client has had.
-pub async fn run(address: String, count: usize) {
-    let board = Arc::new(Board::default());
-    for index in 0..count {
-        tokio::spawn(client(address.clone(), index, board.clone()));
-    }
+pub async fn run(calls: Calls) {
+    let (board, count) = (Arc::new(Board::default()), calls.tokens.len());
+    println!("0");
+    let mut begun = false;
     let (asked, mut questions) = mpsc::channel::<usize>(16);
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
@@ -81,6 +91,11 @@ pub async fn run(address: String, count: usize) {
         }
     });
     while let Some(pushes) = questions.recv().await {
+        if !std::mem::replace(&mut begun, true) {
+            for (index, token) in calls.tokens.iter().enumerate() {
+                tokio::spawn(client(calls.endpoint.clone(), token.clone(), index, board.clone()));
+            }
+        }
         loop {
             let news = board.news.notified();
             let at = board.had.lock().get(pushes - 1).filter(|(have, _)| *have == count).map(|(_, at)| *at);
@@ -93,10 +108,10 @@ pub async fn run(address: String, count: usize) {
             }
         }
     }
+    drop(calls.beside);
 }
 
-async fn client(address: String, index: usize, board: Arc<Board>) {
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).expect("an address");
+async fn client(endpoint: Endpoint, token: String, index: usize, board: Arc<Board>) {
     let endpoint = endpoint.initial_stream_window_size(4 << 20).initial_connection_window_size(4 << 20);
     let channel = endpoint.connect().await.expect("a connection");
     board.connected.fetch_add(1, Ordering::Relaxed);
@@ -113,7 +128,7 @@ async fn client(address: String, index: usize, board: Arc<Board>) {
     }
     grpc.ready().await.expect("a connection");
     let mut request = Request::new(ReceiverStream::new(sent));
-    request.metadata_mut().insert("authorization", "Bearer bench".parse().expect("a header"));
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("a header"));
     let path = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
     let path = http::uri::PathAndQuery::from_static(path);
     let mut responses = grpc.streaming(request, path, Counting).await.expect("a stream").into_inner();

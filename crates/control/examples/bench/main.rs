@@ -1,12 +1,15 @@
-//! How the control plane grows: `cargo xtask bench control`.
+//! How the control plane grows: `cargo xtask bench control`, and `cargo xtask bench control secure` for the same with
+//! TLS and tokens.
 //!
 //! A mesh is made up and told to the real owner of the state; the real xDS server serves it over loopback to clients
 //! in a process of their own, so that memory and processor time are the control plane's alone. What is measured ends at
-//! the moment the last client has the bytes. TLS, token reviews and the Kubernetes API are not in it.
+//! the moment the last client has the bytes. When it is to be secure, connections are TLS and each client has a token
+//! of its own, which an API server reviews that runs beside the clients; the mesh itself is never an API server's.
 
 mod clients;
 mod mesh;
 mod process;
+mod secure;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -29,19 +32,27 @@ fn main() {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     match words[..] {
-        ["clients", address, count] => {
-            runtime.block_on(clients::run(address.to_string(), count.parse().expect("a number")));
+        ["clients", address, count, ref secured @ ..] => {
+            let count = count.parse().expect("a number");
+            runtime.block_on(async {
+                let calls = match secured.first() {
+                    Some(place) => secure::calls(address, std::path::Path::new(place), count).await,
+                    None => secure::plain(address, count),
+                };
+                clients::run(calls).await;
+            });
         }
-        ["one", pods, count] => {
+        ["one", pods, count, ref how @ ..] => {
             let (pods, count) = (pods.parse().expect("a number"), count.parse().expect("a number"));
-            runtime.block_on(measure(pods, count));
+            runtime.block_on(measure(pods, count, !how.is_empty()));
         }
-        _ => sizes(&words),
+        ["secure", ref words @ ..] => sizes(words, &["secure"]),
+        ref words => sizes(words, &[]),
     }
 }
 
 /// Each size in a process of its own: memory that one has had is not counted for the next.
-fn sizes(words: &[&str]) {
+fn sizes(words: &[&str], how: &[&str]) {
     let clients = words.first().copied().unwrap_or("500");
     let sizes = if words.len() > 1 { &words[1..] } else { &["1000", "10000", "100000"][..] };
     println!(
@@ -50,7 +61,8 @@ fn sizes(words: &[&str]) {
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     for pods in sizes {
         let program = std::env::current_exe().expect("this program");
-        let status = Command::new(program).args(["one", pods, clients]).status().expect("a process");
+        let status =
+            Command::new(program).args(["one", pods, clients]).args(how).status().expect("a process");
         assert!(status.success(), "{status}");
     }
 }
@@ -76,16 +88,21 @@ struct Clients {
 }
 
 impl Clients {
-    fn start(address: SocketAddr, count: usize) -> Self {
+    /// Starts it. The clients themselves start with the first question.
+    fn start(address: SocketAddr, count: usize, secured: Option<&std::path::Path>) -> Self {
         let mut process = Command::new(std::env::current_exe().expect("this program"))
             .args(["clients", &address.to_string(), &count.to_string()])
+            .args(secured)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("a process of clients");
         let ask = process.stdin.take().expect("its input");
         let answers = BufReader::new(process.stdout.take().expect("its output"));
-        Self { process, ask, answers }
+        let mut clients = Self { process, ask, answers };
+        // What it says first is that everything is prepared.
+        clients.next();
+        clients
     }
 
     /// The numbers of the next line.
@@ -107,7 +124,7 @@ impl Clients {
     }
 }
 
-async fn measure(pods: usize, count: usize) {
+async fn measure(pods: usize, count: usize, secured: bool) {
     let made = mesh::Mesh::of(pods);
     let (services, policies, nodes) = (made.services, made.policies, made.nodes);
     let events_all = made.events();
@@ -125,28 +142,40 @@ async fn measure(pods: usize, count: usize) {
     let held = synced.addresses.len() + synced.policies.len();
     drop(synced);
 
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("its address");
+    let port = secured.then(secure::Port::new);
+    let place = port.as_ref().map(|port| port.place().to_owned());
+    let mut clients = tokio::task::spawn_blocking(move || Clients::start(address, count, place.as_deref()))
+        .await
+        .expect("clients");
+    let reviewer: Arc<dyn Reviewer> = match &port {
+        Some(port) => Arc::new(port.reviewer().await),
+        None => Arc::new(Anybody),
+    };
     let metrics = Arc::new(Metrics::default());
     let authenticator = Authenticator::new(
-        Arc::new(Anybody),
+        reviewer,
         "Kubernetes".into(),
         "cluster.local".into(),
         vec!["ambit-system/ztunnel".parse().expect("an account")],
         metrics.clone(),
     );
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("its address");
     let server = tonic::transport::Server::builder().add_service(AdsServer::new(
         snapshots.clone(),
         authenticator,
         metrics,
         Arc::default(),
     ));
-    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-    tokio::spawn(server.serve_with_incoming(incoming));
+    match &port {
+        Some(port) => drop(tokio::spawn(server.serve_with_incoming(port.incoming(listener)))),
+        None => {
+            let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+            drop(tokio::spawn(server.serve_with_incoming(incoming)));
+        }
+    }
 
     let start = process::now();
-    let mut clients =
-        tokio::task::spawn_blocking(move || Clients::start(address, count)).await.expect("clients");
     // Both types are answered once.
     let asked = tokio::task::spawn_blocking(move || {
         let answer = clients.until(2);

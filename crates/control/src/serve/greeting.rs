@@ -19,7 +19,7 @@ const LENGTH: usize = 24;
 
 /// A connection that fails when its client does not greet in time.
 #[derive(Debug)]
-pub(crate) struct Greeting<S> {
+pub struct Greeting<S> {
     stream: S,
     /// Until when, and how many bytes are still to come; nothing once they have.
     waiting: Option<(Pin<Box<Sleep>>, usize)>,
