@@ -21,15 +21,18 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
-/// Lays `over` over `base`, object by object.
+/// Lays `over` over `base`, object by object; null takes away (RFC 7396).
 pub(crate) fn merge(base: &mut Value, over: Value) {
-    match (base, over) {
-        (Value::Object(base), Value::Object(over)) => {
-            for (key, value) in over {
-                merge(base.entry(key).or_insert(Value::Null), value);
-            }
+    let Value::Object(over) = over else { return *base = over };
+    if !base.is_object() {
+        *base = json!({});
+    }
+    let Value::Object(base) = base else { return };
+    for (key, value) in over {
+        match value {
+            Value::Null => drop(base.remove(&key)),
+            value => merge(base.entry(key).or_insert(Value::Null), value),
         }
-        (base, over) => *base = over,
     }
 }
 

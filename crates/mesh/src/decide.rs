@@ -206,18 +206,9 @@ fn direct(
     target_port: u16,
 ) -> Decision {
     let families = service.map_or(IpFamilies::Automatic, |service| service.ip_families);
-    let ip = match (choose_address(workload, destination.ip(), families), &workload.hostname) {
-        (Some(ip), _) => ip,
-        (None, Some(hostname)) => match call.resolved.get(hostname) {
-            None => {
-                return Decision::Resolve { hostname: hostname.clone(), workload: workload.clone() };
-            }
-            Some(found) => match prefer(found, destination.ip()) {
-                Some(ip) => ip,
-                None => return Decision::Refuse(Refusal::NoAddress { workload: workload.uid.to_string() }),
-            },
-        },
-        (None, None) => return Decision::Refuse(Refusal::NoAddress { workload: workload.uid.to_string() }),
+    let ip = match address_of(call, workload, destination.ip(), families) {
+        Ok(ip) => ip,
+        Err(decision) => return *decision,
     };
     let target = SocketAddr::new(ip, target_port);
     match workload.tunnel {
@@ -239,6 +230,26 @@ fn direct(
             let why = if host_network { Plaintext::HostNetwork } else { Plaintext::NotEnrolled };
             plain(target, Some(workload), service, why)
         }
+    }
+}
+
+/// The address of a workload to dial; one that has only a name is resolved first.
+fn address_of(
+    call: &Call<'_>,
+    workload: &Arc<Workload>,
+    called: IpAddr,
+    families: IpFamilies,
+) -> Result<IpAddr, Box<Decision>> {
+    let none = || Box::new(Decision::Refuse(Refusal::NoAddress { workload: workload.uid.to_string() }));
+    match (choose_address(workload, called, families), &workload.hostname) {
+        (Some(ip), _) => Ok(ip),
+        (None, Some(hostname)) => match call.resolved.get(hostname) {
+            None => {
+                Err(Box::new(Decision::Resolve { hostname: hostname.clone(), workload: workload.clone() }))
+            }
+            Some(found) => prefer(found, called).ok_or_else(none),
+        },
+        (None, None) => Err(none()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{NetworkAddress, ServiceKey};
+use crate::{NetworkAddress, ServiceKey, Uid};
 
 /// Where a waypoint or network gateway is found.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -11,6 +11,13 @@ pub struct Gateway {
     pub target: GatewayTarget,
     /// The port its HBONE listener has: a service port when found by name.
     pub hbone_port: u16,
+}
+
+impl Gateway {
+    /// Unique name of the workload that a gateway of another network is.
+    pub fn network_uid(network: &str, address: &str, port: u16) -> Uid {
+        format!("NetworkGateway/{network}/{address}/{port}").into()
+    }
 }
 
 /// The two ways to name a gateway.

@@ -1,7 +1,7 @@
 //! The node authorizer: which identities a node proxy may hold (reference/control-plane.md §4.2, stricter).
 //!
-//! A proxy may hold the identities of the pods on its own node, and no other: whoever breaks into one node gets no
-//! more than what ran there.
+//! A proxy may hold its own identity and those of the pods on its own node that are in the mesh, and no other: whoever
+//! breaks into one node gets no more than what the mesh carried there.
 
 use std::sync::Arc;
 
@@ -48,8 +48,8 @@ pub enum Refused {
     /// The pod has ended, and its token with it.
     #[error("the caller's pod {0} has finished")]
     FinishedPod(Key),
-    /// The node runs nobody of that identity.
-    #[error("no pod of {identity} on node {node}")]
+    /// The node runs nobody of that identity who is in the mesh.
+    #[error("no pod of {identity} that is in the mesh on node {node}")]
     NotOnNode {
         /// What was asked for.
         identity: Identity,
@@ -92,6 +92,10 @@ pub fn may_impersonate(
     }
     if pod.finished() {
         return Err(Refused::FinishedPod(key));
+    }
+    // Who it is itself, it has proven; nobody carries its own traffic for it.
+    if identity.namespace() == &*key.namespace && identity.service_account() == &*pod.service_account {
+        return Ok(identity);
     }
     if pod.node.is_empty() || !pods.runs(&pod.node, identity.namespace(), identity.service_account()) {
         return Err(Refused::NotOnNode { identity, node: pod.node.clone() });

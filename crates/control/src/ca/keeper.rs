@@ -9,13 +9,14 @@ use std::time::{Duration, SystemTime};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::watch;
 
 use super::rotation::{self, LONGEST, Progress, Stage};
 use super::{Authority, Lifetime, plugin, store};
+use crate::watch::follow;
 use crate::{Config, Error};
 
 /// How often files and the rotation are looked at.
@@ -148,7 +149,7 @@ impl Keeper {
     async fn follow_secret(&self, name: &'static str) {
         let api = Api::<Secret>::namespaced(self.client.clone(), &self.namespace);
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let mut secrets = std::pin::pin!(watcher(api.clone(), config).default_backoff());
+        let mut secrets = std::pin::pin!(follow(|| watcher(api.clone(), config.clone())));
         let mut now: Option<Secret> = None;
         let mut listed = false;
         let mut tick = tokio::time::interval(EVERY);

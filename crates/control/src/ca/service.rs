@@ -147,10 +147,11 @@ mod tests {
     impl Reviewer for Proxy {
         fn review<'a>(
             &'a self,
-            _: &'a str,
+            token: &'a str,
         ) -> BoxFuture<'a, Result<Verdict, Box<dyn std::error::Error + Send + Sync>>> {
             let account = Account { namespace: "ambit-system".into(), name: "ambit-proxy".into() };
-            let caller = Caller { account, pod: Some(("proxy".into(), "uid-proxy".into())) };
+            let pod = if token == "x" { "proxy" } else { token };
+            let caller = Caller { account, pod: Some((pod.into(), format!("uid-{pod}").into())) };
             Box::pin(std::future::ready(Ok(Verdict::Is(caller))))
         }
     }
@@ -166,19 +167,47 @@ mod tests {
         request
     }
 
+    fn server(snapshots: watch::Receiver<Snapshot>) -> CaServer {
+        let metrics: Arc<Metrics> = Arc::default();
+        let trusted = vec!["ambit-system/ambit-proxy".parse().unwrap()];
+        let authenticator =
+            Authenticator::new(Arc::new(Proxy), "c".into(), "cluster.local".into(), trusted, metrics.clone());
+        let authority = Authority::self_signed("cluster.local", SystemTime::now()).unwrap();
+        let (_, authority) = watch::channel(Some(Arc::new(authority)));
+        CaServer::new(authority, snapshots, authenticator, "cluster.local".into(), metrics)
+    }
+
+    #[tokio::test]
+    async fn a_node_that_asks_on_and_on_is_told_to_wait_and_no_other_is() {
+        let (_publish, snapshots) = watch::channel(Snapshot::default());
+        let server = server(snapshots);
+        // A request that is refused has cost something, too.
+        let ask = |node: &str| {
+            let mut request = Request::new(IstioCertificateRequest::default());
+            request.metadata_mut().insert("authorization", format!("Bearer {node}").parse().unwrap());
+            server.create_certificate(request)
+        };
+        let codes = async |node: &str, times: usize| {
+            let mut codes = Vec::new();
+            for _ in 0..times {
+                codes.push(ask(node).await.unwrap_err().code());
+            }
+            codes
+        };
+        let loud = codes("loud", 2000).await;
+        assert!(loud[..500].iter().all(|code| *code == tonic::Code::InvalidArgument));
+        let waits = loud.iter().filter(|code| **code == tonic::Code::ResourceExhausted).count();
+        assert!(waits > 0, "2000 at once are more than a node needs");
+        assert_eq!(codes("quiet", 1).await, [tonic::Code::InvalidArgument]);
+    }
+
     #[tokio::test]
     async fn a_pod_that_is_heard_of_while_its_certificate_is_asked_for_gets_it() {
         let mut state = State::new(fixtures::settings());
         let proxy = json!({ "metadata": { "namespace": "ambit-system" }, "spec": { "serviceAccountName": "ambit-proxy" } });
         state.apply(Event::Pods(Delta::Put(fixtures::pod("proxy", "10.0.0.9", proxy))));
         let (publish, snapshots) = watch::channel(state.flush().unwrap());
-        let metrics: Arc<Metrics> = Arc::default();
-        let trusted = vec!["ambit-system/ambit-proxy".parse().unwrap()];
-        let authenticator =
-            Authenticator::new(Arc::new(Proxy), "c".into(), "cluster.local".into(), trusted, metrics.clone());
-        let authority = Authority::self_signed("cluster.local", SystemTime::now()).unwrap();
-        let (_keep, authority) = watch::channel(Some(Arc::new(authority)));
-        let server = CaServer::new(authority, snapshots, authenticator, "cluster.local".into(), metrics);
+        let server = server(snapshots);
 
         let asked = server.create_certificate(request("spiffe://cluster.local/ns/shop/sa/web"));
         let mut asked = std::pin::pin!(asked);

@@ -234,6 +234,61 @@ fn a_node_proxy_may_hold_no_other_identity() {
     assert!(matches!(refused(&stale, true, web), Refused::StalePod(_)));
 }
 
+/// Istiod does not look at enrolment; a proxy that needs no certificate for a pod need not be able to have it.
+#[test]
+fn a_node_proxy_may_hold_only_the_identities_of_pods_that_are_in_the_mesh() {
+    use crate::fixtures::merge;
+    let allowed = |namespace: Option<&str>, over: serde_json::Value| {
+        let mut state = State::new(fixtures::settings());
+        let labels = json!({ "metadata": { "labels": { "istio.io/dataplane-mode": namespace } } });
+        state.apply(Event::Namespaces(Delta::Put(fixtures::namespace("shop", labels))));
+        let own = json!({ "metadata": { "namespace": "ambit-system" }, "spec": { "serviceAccountName": "ambit-proxy" } });
+        let mut bare = json!({ "metadata": { "annotations": { "ambient.istio.io/redirection": null } } });
+        merge(&mut bare, over);
+        for pod in [fixtures::pod("proxy", "10.0.0.9", own), fixtures::pod("web-0", "10.0.0.1", bare)] {
+            state.apply(Event::Pods(Delta::Put(pod)));
+        }
+        let pods = state.flush().unwrap().pods;
+        decide(&pods, &proxy(), true, "spiffe://cluster.local/ns/shop/sa/web").is_ok()
+    };
+    let mode = |mode: &str| json!({ "metadata": { "labels": { "istio.io/dataplane-mode": mode } } });
+    let redirection =
+        |value: &str| json!({ "metadata": { "annotations": { "ambient.istio.io/redirection": value } } });
+    let native = json!({ "metadata": { "labels": { "networking.istio.io/tunnel": "http" } } });
+    let host = json!({ "spec": { "hostNetwork": true } });
+    let table = [
+        (None, json!({}), false),
+        (Some("none"), json!({}), false),
+        // Before the agent has said that it is done, the proxy asks already.
+        (Some("ambient"), json!({}), true),
+        (None, mode("ambient"), true),
+        (None, redirection("pending"), true),
+        (None, redirection("enabled"), true),
+        (None, native, true),
+        (Some("ambient"), mode("none"), false),
+        (Some("ambient"), host, false),
+    ];
+    for (namespace, over, wanted) in table {
+        assert_eq!(allowed(namespace, over.clone()), wanted, "{namespace:?} {over}");
+    }
+}
+
+#[test]
+fn enrolment_of_a_namespace_is_followed() {
+    let mut state = State::new(fixtures::settings());
+    let mut label = |mode: Option<&str>| {
+        let labels = json!({ "metadata": { "labels": { "istio.io/dataplane-mode": mode } } });
+        state.apply(Event::Namespaces(Delta::Put(fixtures::namespace("shop", labels))));
+        let bare = json!({ "metadata": { "annotations": { "ambient.istio.io/redirection": null } } });
+        state.apply(Event::Pods(Delta::Put(fixtures::pod("web-0", "10.0.0.1", bare))));
+        let snapshot = state.flush().expect("whoever asks for certificates must hear of it");
+        snapshot.pods.runs(&"n1".into(), "shop", "web")
+    };
+    assert!(!label(None));
+    assert!(label(Some("ambient")));
+    assert!(!label(None));
+}
+
 #[test]
 fn a_proxy_pod_that_has_ended_or_runs_as_somebody_else_holds_nothing() {
     let web = "spiffe://cluster.local/ns/shop/sa/web";
@@ -241,7 +296,7 @@ fn a_proxy_pod_that_has_ended_or_runs_as_somebody_else_holds_nothing() {
     assert!(matches!(decide(&ended, &proxy(), true, web), Err(Refused::FinishedPod(_))));
     let other = pods(json!({ "spec": { "serviceAccountName": "someone" } }));
     assert!(matches!(decide(&other, &proxy(), true, web), Err(Refused::OtherAccount { .. })));
-    let unplaced = pods(json!({ "spec": { "nodeName": null } }));
+    let unplaced = pods(json!({ "spec": { "nodeName": "" } }));
     assert!(matches!(decide(&unplaced, &proxy(), true, web), Err(Refused::NotOnNode { .. })));
 }
 

@@ -105,6 +105,7 @@ pub enum Address {
 struct GatewaySpec {
     gateway_class_name: String,
     listeners: Vec<ListenerSpec>,
+    addresses: Vec<serde_json::Value>,
 }
 
 #[derive(Deserialize, Default)]
@@ -137,7 +138,10 @@ impl TryFrom<DynamicObject> for Gateway {
         let label = |key: &str| object.metadata.labels.as_ref().and_then(|labels| labels.get(key)).cloned();
         let annotation =
             |key: &str| object.metadata.annotations.as_ref().and_then(|labels| labels.get(key)).cloned();
-        let addresses = object.data.pointer("/status/addresses").and_then(serde_json::Value::as_array);
+        // Nobody runs what a Gateway of class `istio-remote` stands for, so nobody need have written its status.
+        let stated = (spec.gateway_class_name == "istio-remote").then_some(&spec.addresses);
+        let given = object.data.pointer("/status/addresses").and_then(serde_json::Value::as_array);
+        let addresses = given.filter(|given| !given.is_empty()).or(stated);
         let addresses = addresses.into_iter().flatten().filter_map(|address| {
             let value = address.get("value")?.as_str()?;
             match address.get("type").and_then(serde_json::Value::as_str).unwrap_or("IPAddress") {
@@ -146,6 +150,7 @@ impl TryFrom<DynamicObject> for Gateway {
                 _ => None,
             }
         });
+        let addresses = addresses.collect();
         Ok(Self {
             revision: revision(&object),
             class: spec.gateway_class_name.as_str().into(),
@@ -162,7 +167,7 @@ impl TryFrom<DynamicObject> for Gateway {
                     allowed: allowed(listener.allowed_routes),
                 })
                 .collect(),
-            addresses: addresses.collect(),
+            addresses,
             key,
         })
     }

@@ -25,7 +25,7 @@ pub use external::{Entry, EntryAddress, EntryPort, Resolution, ServiceEntry, Wor
 pub use gateway::{Address, Allowed, Gateway, GatewayClass, Listener, Requirement, Selector};
 pub use mesh_config::{EntryVisibility, MeshConfig, VisibilityPolicy, VisibilityRules};
 pub use node::{Namespace, Node};
-pub use pod::{Owner, Phase, Pod};
+pub use pod::{Enrolment, MODE, Owner, Phase, Pod};
 pub use policy::{
     AuthorizationPolicy, Condition, MtlsMode, Operation, PeerAuthentication, PolicyAction, PolicyRule,
     Source, TargetRef,

@@ -18,6 +18,8 @@ pub struct Pod {
     pub labels: Labels,
     /// Annotation `ambient.istio.io/redirection` is `enabled`: the pod's traffic is captured.
     pub captured: bool,
+    /// Whether it is to be in the mesh.
+    pub enrolment: Enrolment,
     /// Controller, when the pod was made from a template.
     pub owner: Option<Owner>,
     /// Its addresses in order; empty when it has none, or any that is no address.
@@ -37,6 +39,35 @@ pub struct Pod {
     /// Named TCP ports: those of containers first, then those of native sidecars.
     pub ports: Vec<(String, u16)>,
 }
+
+/// Whether a pod is to be in the mesh (reference/control-plane.md §6), as far as it says so itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enrolment {
+    /// It is: it is captured or about to be, asks for it, or speaks HBONE itself.
+    Own,
+    /// It says nothing; its namespace's label decides.
+    Namespace,
+    /// It is not: it opted out, or is on its node's network.
+    Never,
+}
+
+impl Enrolment {
+    fn of(labels: &Labels, redirection: Option<&str>, host_network: bool) -> Self {
+        let native = labels
+            .get("networking.istio.io/tunnel")
+            .is_some_and(|list| list.split(',').any(|item| item.trim() == "http"));
+        match labels.get(MODE).map(String::as_str) {
+            _ if host_network => Self::Never,
+            _ if native || matches!(redirection, Some("enabled" | "pending")) => Self::Own,
+            Some("ambient") => Self::Own,
+            Some("none") => Self::Never,
+            _ => Self::Namespace,
+        }
+    }
+}
+
+/// Label of pods and namespaces that says whether they are in the mesh.
+pub const MODE: &str = "istio.io/dataplane-mode";
 
 /// The controller of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,14 +134,18 @@ impl From<core::Pod> for Pod {
             .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
             .filter_map(|port| Some((port.name.clone()?, u16::try_from(port.container_port).ok()?)))
             .collect();
+        let redirection = meta
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get("ambient.istio.io/redirection"))
+            .map(String::as_str);
+        let host_network = spec.host_network.unwrap_or(false);
+        let labels = meta.labels.unwrap_or_default();
         Self {
             uid: meta.uid.as_deref().unwrap_or_default().into(),
-            captured: meta
-                .annotations
-                .as_ref()
-                .and_then(|annotations| annotations.get("ambient.istio.io/redirection"))
-                .is_some_and(|value| value == "enabled"),
-            labels: meta.labels.unwrap_or_default(),
+            captured: redirection == Some("enabled"),
+            enrolment: Enrolment::of(&labels, redirection, host_network),
+            labels,
             owner,
             addresses,
             node: spec.node_name.as_deref().unwrap_or_default().into(),
@@ -124,7 +159,7 @@ impl From<core::Pod> for Pod {
             },
             ready,
             deleting: meta.deletion_timestamp.is_some(),
-            host_network: spec.host_network.unwrap_or(false),
+            host_network,
             ports,
             key,
         }

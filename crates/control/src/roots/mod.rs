@@ -12,11 +12,12 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::watch;
 
 use crate::ca::Authority;
+use crate::watch::follow;
 
 /// A ConfigMap that stands in every namespace.
 #[derive(Clone, Copy, Debug)]
@@ -115,10 +116,11 @@ pub(crate) async fn distribute(
     done: watch::Sender<Option<Arc<str>>>,
 ) {
     let config = watcher::Config::default().fields(&format!("metadata.name={}", what.name));
-    let mut maps = std::pin::pin!(watcher(Api::<ConfigMap>::all(client.clone()), config).default_backoff());
-    let mut namespaces = std::pin::pin!(
-        watcher(Api::<Namespace>::all(client.clone()), watcher::Config::default()).default_backoff()
-    );
+    let every_map = Api::<ConfigMap>::all(client.clone());
+    let mut maps = std::pin::pin!(follow(|| watcher(every_map.clone(), config.clone())));
+    let every_namespace = Api::<Namespace>::all(client.clone());
+    let mut namespaces =
+        std::pin::pin!(follow(|| watcher(every_namespace.clone(), watcher::Config::default())));
     let mut seen = Seen::default();
     let mut said: BTreeSet<String> = BTreeSet::new();
     let mut again = tokio::time::interval(AGAIN);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::State;
 use super::table::{Event, Keyed, Step};
 use crate::input::{
-    Allowed, AuthorizationPolicy, Key, Labels, MeshConfig, Namespace, Node, PeerAuthentication, Pod, Service,
-    ServiceEntry, Slice, WorkloadEntry, selects,
+    Allowed, AuthorizationPolicy, Key, Labels, MODE, MeshConfig, Namespace, Node, PeerAuthentication, Pod,
+    Service, ServiceEntry, Slice, WorkloadEntry, selects,
 };
 
 /// What has to be recomputed.
@@ -197,6 +197,13 @@ impl State {
         let labels = |namespace: &Option<Arc<Namespace>>| {
             namespace.as_ref().map(|one| one.labels.clone()).unwrap_or_default()
         };
+        let enrolled = |namespace: &Option<Arc<Namespace>>| {
+            namespace.as_ref().and_then(|one| one.labels.get(MODE)).is_some_and(|mode| mode == "ambient")
+        };
+        if enrolled(&old) != enrolled(&new) {
+            self.snapshot.pods.enrol(&name, enrolled(&new));
+            self.dirty.accounts = true;
+        }
         let mut dirty = std::mem::take(&mut self.dirty);
         if network(&old) != network(&new) && name == self.base.root_namespace {
             // The network is part of every address.

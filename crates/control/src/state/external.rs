@@ -143,7 +143,7 @@ impl State {
                 .flatten()
                 .map(|bound| bound.primary.gateway.clone())
         });
-        let resources = endpoints.iter().map(|workload| Resource::workload(workload, &[])).collect();
+        let resources = endpoints.into_iter().map(|workload| self.encode(workload, [])).collect();
         self.put_endpoints(key, resources);
         self.entry_status(&entry, &lost);
     }
@@ -215,7 +215,10 @@ impl State {
             waypoint: bound.as_ref().ok().and_then(Option::as_ref).map(|bound| bound.primary.gateway.clone()),
         };
         match model::workload_entry(&self.settings, context, &input) {
-            Ok(workload) => self.put_address(Resource::workload(&workload, &[])),
+            Ok(workload) => {
+                let resource = self.encode(workload, []);
+                self.put_address(resource);
+            }
             Err(error) => {
                 tracing::warn!(workload_entry = %key, %error, "workload entry left out of the mesh");
                 self.remove_address(&uid);

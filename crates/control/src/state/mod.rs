@@ -8,6 +8,7 @@
 mod attach;
 mod dirty;
 mod external;
+mod network;
 mod resource;
 mod shelf;
 mod snapshot;
@@ -29,7 +30,7 @@ use crate::input::{
     AuthorizationPolicy, Endpoint, Gateway, GatewayClass, Key, Labels, MeshConfig, Namespace, Node,
     PeerAuthentication, Service, ServiceEntry, Slice, WorkloadEntry, selects,
 };
-use crate::model::{self, Settings, Waypoint, WorkloadContext};
+use crate::model::{self, NetworkGateway, Settings, Waypoint, WorkloadContext};
 use dirty::Dirty;
 use table::Table;
 
@@ -60,6 +61,8 @@ pub struct State {
     gateways: Table<Gateway>,
     classes: Table<GatewayClass>,
     waypoints: BTreeMap<Key, Arc<Waypoint>>,
+    /// By Gateway, the ways into other networks that it stands for.
+    ways: BTreeMap<Key, Vec<NetworkGateway>>,
     /// Policies that name what they apply to.
     targeted: BTreeSet<Key>,
     entries_of_host: BTreeMap<Arc<str>, BTreeSet<Key>>,
@@ -130,6 +133,7 @@ impl State {
             gateways: Table::default(),
             classes: Table::default(),
             waypoints: BTreeMap::new(),
+            ways: BTreeMap::new(),
             targeted: BTreeSet::new(),
             entries_of_host: BTreeMap::new(),
             winners: HashMap::new(),
@@ -168,6 +172,7 @@ impl State {
         let (addresses, policies) = shelves(&self.snapshot);
         let network = self.network();
         for key in std::mem::take(&mut dirty.gateways) {
+            self.flush_ways(&network, &key, &mut dirty);
             self.flush_gateway(&network, &key, &mut dirty);
         }
         if !dirty.services.is_empty() || !dirty.hosts.is_empty() {
@@ -294,7 +299,7 @@ impl State {
                         return None;
                     }
                     let workload = model::endpoint(&self.settings, network, slice, endpoint, service)?;
-                    Some(self.encode(&workload, [&**service]))
+                    Some(self.encode(workload, [&**service]))
                 });
                 Some(endpoints.collect())
             })
@@ -332,7 +337,7 @@ impl State {
                 tunnel,
             };
             match model::pod(&self.settings, context, pod) {
-                Ok(workload) => Some((self.encode(&workload, all), policies)),
+                Ok(workload) => Some((self.encode(workload, all), policies)),
                 Err(model::Skip::Identity(error)) => {
                     tracing::warn!(pod = %key, %error, "pod left out of the mesh");
                     None
@@ -422,18 +427,19 @@ impl State {
 
     fn encode<'a>(
         &self,
-        workload: &mesh::Workload,
+        mut workload: mesh::Workload,
         services: impl IntoIterator<Item = &'a Service>,
     ) -> Resource {
+        self.with_way_in(&mut workload);
         if workload.health == mesh::Health::Healthy {
-            return Resource::workload(workload, &[]);
+            return Resource::workload(&workload, &[]);
         }
         let all: Vec<mesh::ServiceKey> = services
             .into_iter()
             .filter(|service| service.publish_not_ready)
             .map(|service| self.settings.service_key(&service.key))
             .collect();
-        Resource::workload(workload, &all.iter().collect::<Vec<_>>())
+        Resource::workload(&workload, &all.iter().collect::<Vec<_>>())
     }
 
     fn next(&mut self) -> u64 {

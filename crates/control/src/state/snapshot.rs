@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use imbl::{HashMap, OrdMap};
+use imbl::{HashMap, HashSet, OrdMap};
 
 use super::shelf::Shelf;
 use super::status::{StatusOf, Wanted};
-use crate::input::{Key, Pod};
+use crate::input::{Enrolment, Key, Pod};
 
 /// The state of the mesh at one moment. Clones share everything, so that readers hold it as long as they like.
 #[derive(Clone, Debug, Default)]
@@ -42,7 +42,16 @@ impl Snapshot {
 pub struct Pods {
     by_key: OrdMap<Key, Arc<Pod>>,
     /// How many pods may hold an identity.
-    accounts: HashMap<Slot, usize>,
+    accounts: HashMap<Slot, Count>,
+    /// Namespaces whose pods are in the mesh when they do not say otherwise.
+    enrolled: HashSet<Arc<str>>,
+}
+
+/// Pods of one account on a node: those that are in the mesh, and those that are if their namespace is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    own: usize,
+    namespace: usize,
 }
 
 impl Pods {
@@ -63,7 +72,16 @@ impl Pods {
 
     /// Whether a node runs a pod of this account that the mesh carries.
     pub fn runs(&self, node: &Arc<str>, namespace: &str, account: &str) -> bool {
-        self.accounts.contains_key(&(node.clone(), namespace.into(), account.into()))
+        let count = self.accounts.get(&(node.clone(), namespace.into(), account.into()));
+        count.is_some_and(|count| count.own > 0 || (count.namespace > 0 && self.enrolled.contains(namespace)))
+    }
+
+    /// Whether pods of a namespace are in the mesh when they do not say otherwise.
+    pub(super) fn enrol(&mut self, namespace: &Arc<str>, enrolled: bool) {
+        match enrolled {
+            true => drop(self.enrolled.insert(namespace.clone())),
+            false => drop(self.enrolled.remove(namespace)),
+        }
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Pod>> {
@@ -80,7 +98,11 @@ impl Pods {
 
     pub(super) fn put(&mut self, pod: Arc<Pod>) {
         if let Some(slot) = slot(&pod) {
-            *self.accounts.entry(slot).or_insert(0) += 1;
+            let count = self.accounts.entry(slot).or_default();
+            match pod.enrolment {
+                Enrolment::Own => count.own += 1,
+                Enrolment::Namespace | Enrolment::Never => count.namespace += 1,
+            }
         }
         if let Some(old) = self.by_key.insert(pod.key.clone(), pod) {
             self.leave(&old);
@@ -96,16 +118,20 @@ impl Pods {
     fn leave(&mut self, pod: &Pod) {
         let Some(slot) = slot(pod) else { return };
         if let Some(count) = self.accounts.get_mut(&slot) {
-            *count -= 1;
-            if *count == 0 {
+            match pod.enrolment {
+                Enrolment::Own => count.own -= 1,
+                Enrolment::Namespace | Enrolment::Never => count.namespace -= 1,
+            }
+            if count.own + count.namespace == 0 {
                 self.accounts.remove(&slot);
             }
         }
     }
 }
 
-/// Where a pod counts: it must be placed and not finished, for only then somebody may need its identity.
+/// Where a pod counts: it must be placed, not finished and not kept out of the mesh, for only then its node's proxy may
+/// need its identity.
 fn slot(pod: &Pod) -> Option<Slot> {
-    let counts = !pod.finished() && !pod.node.is_empty();
+    let counts = !pod.finished() && !pod.node.is_empty() && pod.enrolment != Enrolment::Never;
     counts.then(|| (pod.node.clone(), pod.key.namespace.clone(), pod.service_account.clone()))
 }

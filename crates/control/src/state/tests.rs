@@ -2,6 +2,10 @@
 
 mod external;
 mod hostile;
+mod network;
+mod status;
+mod told;
+mod waypoints;
 
 use serde_json::json;
 

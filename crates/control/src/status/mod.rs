@@ -98,15 +98,20 @@ pub(crate) async fn write(
     }
 }
 
-async fn put(client: Client, of: &StatusOf, wanted: &Wanted) {
-    let (resource, manager) = match of.kind {
+/// Where the status of a kind is written, and as which field manager.
+pub fn written(kind: StatusKind) -> (ApiResource, &'static str) {
+    match kind {
         StatusKind::Service => (ApiResource::erase::<Service>(&()), "istio-ambient-service"),
         StatusKind::ServiceEntry => (SERVICE_ENTRIES.resource(), "istio-ambient-service"),
         StatusKind::WorkloadEntry => (WORKLOAD_ENTRIES.resource(), "istio-ambient-workloadentry"),
         StatusKind::AuthorizationPolicy => {
             (AUTHORIZATION_POLICIES.resource(), "istio-ambient-ztunnel-policy")
         }
-    };
+    }
+}
+
+async fn put(client: Client, of: &StatusOf, wanted: &Wanted) {
+    let (resource, manager) = written(of.kind);
     let now = k8s_openapi::jiff::Timestamp::now();
     // The API keeps whole seconds.
     let now = k8s_openapi::jiff::Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();

@@ -3,11 +3,11 @@
 use futures::StreamExt;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::{mpsc, watch};
 
-use super::pump;
+use super::{follow, pump};
 use crate::input::ObjectError;
 use crate::state::{Delta, Event, Keyed};
 
@@ -105,7 +105,7 @@ pub(super) async fn watch<T>(
             let changed = match now {
                 Some(true) => {
                     let api = Api::<DynamicObject>::all_with(client.clone(), &kind.resource());
-                    let stream = watcher(api, watcher::Config::default());
+                    let start = || watcher(api.clone(), watcher::Config::default());
                     let read = |object: DynamicObject| match T::try_from(object) {
                         Ok(object) => Some(object),
                         Err(error) => {
@@ -114,7 +114,7 @@ pub(super) async fn watch<T>(
                         }
                     };
                     tokio::select! {
-                        () = pump(stream, kind.plural, read, super::key, &events, wrap) => return,
+                        () = pump(start, kind.plural, read, super::key, &events, wrap) => return,
                         changed = existence.changed() => changed,
                     }
                 }
@@ -140,8 +140,8 @@ pub(super) async fn watch<T>(
 /// Says whether the definition of a kind exists, whenever that changes.
 async fn follow_definition(client: Client, kind: CustomKind, exists: watch::Sender<Option<bool>>) {
     let config = watcher::Config::default().fields(&format!("metadata.name={}", kind.definition()));
-    let mut stream =
-        std::pin::pin!(watcher(Api::<CustomResourceDefinition>::all(client), config).default_backoff());
+    let api = Api::<CustomResourceDefinition>::all(client);
+    let mut stream = std::pin::pin!(follow(|| watcher(api.clone(), config.clone())));
     let name = kind.definition();
     let ours = |definition: &CustomResourceDefinition| definition.metadata.name.as_deref() == Some(&name);
     let tell = |now: bool| {

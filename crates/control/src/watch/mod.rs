@@ -6,14 +6,17 @@
 //! is silent.
 
 mod custom;
+mod follow;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -21,6 +24,8 @@ use tokio::task::JoinSet;
 
 use crate::input::MeshConfig;
 use crate::state::{Delta, Event, Keyed};
+
+pub(crate) use follow::follow;
 
 pub use custom::{
     AUTHORIZATION_POLICIES, CustomKind, GATEWAY_CLASSES, GATEWAYS, PEER_AUTHENTICATIONS, SERVICE_ENTRIES,
@@ -59,14 +64,15 @@ pub fn all(client: &Client, mesh: (&str, &str), events: &mpsc::Sender<Event>) ->
 /// Watches the mesh configuration, which may be absent.
 async fn mesh_config(client: Client, namespace: String, name: String, events: mpsc::Sender<Event>) {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let stream = watcher(Api::<core::ConfigMap>::namespaced(client, &namespace), config);
+    let api = Api::<core::ConfigMap>::namespaced(client, &namespace);
+    let start = || watcher(api.clone(), config.clone());
     let read = move |map: core::ConfigMap| {
         // A server that does not know the selector sends all of them.
         if map.metadata.name.as_deref() == Some(&name) { MeshConfig::read(&map) } else { None }
     };
     let key =
         |map: &core::ConfigMap| crate::input::Key::new("", map.metadata.name.as_deref().unwrap_or_default());
-    pump(stream, "meshconfig", read, key, &events, Event::Mesh).await;
+    pump(start, "meshconfig", read, key, &events, Event::Mesh).await;
 }
 
 /// Watches a kind that every cluster has.
@@ -79,8 +85,8 @@ async fn builtin<K, T>(
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     T: From<K> + Keyed + Send + 'static,
 {
-    let stream = watcher(Api::<K>::all(client), watcher::Config::default());
-    pump(stream, name, |object: K| Some(T::from(object)), key, &events, wrap).await;
+    let start = || watcher(Api::<K>::all(client.clone()), watcher::Config::default());
+    pump(start, name, |object: K| Some(T::from(object)), key, &events, wrap).await;
 }
 
 fn key<K: Resource>(object: &K) -> crate::input::Key {
@@ -118,8 +124,8 @@ fn complain(input: &str, error: &watcher::Error) {
 ///
 /// `read` reduces an object; one that cannot be read keeps its last readable form, so that a broken object neither
 /// blocks the others nor silently drops what stood there before.
-async fn pump<K, T>(
-    stream: impl futures::Stream<Item = watcher::Result<watcher::Event<K>>> + Send,
+async fn pump<K, T, S>(
+    start: impl Fn() -> S + Send,
     name: &'static str,
     read: impl Fn(K) -> Option<T>,
     key: impl Fn(&K) -> crate::input::Key,
@@ -127,8 +133,9 @@ async fn pump<K, T>(
     wrap: fn(Delta<T>) -> Event,
 ) where
     K: Clone + Debug + Send + 'static,
+    S: Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
 {
-    let mut stream = std::pin::pin!(stream.default_backoff().into_stream());
+    let mut stream = std::pin::pin!(follow(start));
     let mut listing: Vec<T> = Vec::new();
     let mut unreadable: BTreeSet<crate::input::Key> = BTreeSet::new();
     let mut failing = false;
@@ -143,7 +150,8 @@ async fn pump<K, T>(
                 continue;
             }
         };
-        if std::mem::replace(&mut failing, false) {
+        // That a list begins does not say that it is answered.
+        if !matches!(event, watcher::Event::Init) && std::mem::replace(&mut failing, false) {
             tracing::info!(input = name, "watch works again");
         }
         let delta = match event {

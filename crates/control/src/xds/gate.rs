@@ -2,8 +2,8 @@
 //!
 //! A client that comes back names everything it has, and is told whatever is new: for a moment that is the whole mesh
 //! in memory, once for it. When all clients come back at the same time (a restart, a node that cut the network) they
-//! go through one after the other; before their turn not even their requests are read. A client that is slow at it
-//! holds up no other for longer than [`PATIENCE`].
+//! go through one after the other, each until it has answered what it was sent; before their turn not even their
+//! requests are read. A client that is slow at it holds up no other for longer than [`PATIENCE`].
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -206,10 +206,6 @@ impl Stream {
             if let Some(heard) = self.heard.take() {
                 self.inner.metrics.converged(heard.elapsed());
             }
-            // Asked for more: what went out has been taken, and with it the mesh as it was.
-            if self.session.follows() {
-                self.turn = Turn::Over;
-            }
             let held_until = self.held.as_ref().map(|(_, until)| *until);
             tokio::select! {
                 biased;
@@ -261,6 +257,10 @@ impl Stream {
         let heard = self.session.request(request, &snapshot)?;
         if let Some(node) = self.session.node() {
             self.listed.named(node);
+        }
+        // It has the mesh as it was. That the connection took it does not say so: that much fits into its buffers.
+        if type_url == wire::type_url::ADDRESS && !matches!(heard, Heard::Subscribed) {
+            self.turn = Turn::Over;
         }
         match heard {
             Heard::Rejected(reason) => {

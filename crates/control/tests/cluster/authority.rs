@@ -42,6 +42,15 @@ impl Cluster {
         map.unwrap().data.unwrap()["root-cert.pem"].clone()
     }
 
+    /// Until exactly this revocation list stands in a namespace.
+    async fn list_is(&self, namespace: &str, wanted: &str) {
+        let maps = Api::<core::ConfigMap>::namespaced(self.client.clone(), namespace);
+        let right = |map: Option<&core::ConfigMap>| {
+            map.and_then(|map| map.data.as_ref()).is_some_and(|data| data["ca-crl.pem"] == wanted)
+        };
+        soon("the list", await_condition(maps, "istio-ca-crl", right)).await.unwrap();
+    }
+
     /// Waits until the root certificate of a namespace has so many roots.
     async fn roots(&self, count: usize) -> String {
         let api = Api::<core::ConfigMap>::namespaced(self.client.clone(), "shop");
@@ -223,5 +232,55 @@ async fn an_authority_in_files_is_used_and_followed_when_they_change() {
     let both = format!("{}{own}", upstream.root_bundle());
     write("ca.crt", &both);
     cluster.roots_are(&both).await;
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+/// A revocation list reaches every namespace with the roots, and is followed; without any, the map is there and empty.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revocation_list_stands_in_every_namespace_and_is_followed() {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod,
+    };
+    let mut cluster = Cluster::start().await;
+    cluster.list_is("shop", "").await;
+    cluster.halt().await;
+
+    let now = std::time::SystemTime::now();
+    let days = |days: u64| (now + Duration::from_secs(days * 86_400)).into();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.not_after = days(100);
+    let root = params.self_signed(&key).unwrap().pem();
+    let revoked = |number: u64| {
+        let list = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: days(10),
+            crl_number: number.into(),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&Issuer::from_params(&params, &key)).unwrap().pem().unwrap()
+    };
+    let (first, second) = (revoked(1), revoked(2));
+    let directory = std::env::temp_dir().join(format!("ambit-crl-{:016x}", rand::random::<u64>()));
+    std::fs::create_dir(&directory).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).unwrap();
+    for name in ["ca-cert.pem", "cert-chain.pem", "root-cert.pem"] {
+        write(name, &root);
+    }
+    write("ca-key.pem", &key.serialize_pem());
+    write("ca-crl.pem", &first);
+    let config = control::Config { ca_directory: Some(directory.clone()), ..cluster.config() };
+    let _replica = super::replicas::Replica::with(&cluster, "control-a", 1, config);
+    cluster.list_is("shop", &first).await;
+    cluster.list_is("kube-system", &first).await;
+    write("ca-crl.pem", &second);
+    cluster.list_is("shop", &second).await;
+    // One that is none does not take the last good one away.
+    write("ca-crl.pem", "no list");
+    cluster.ensure::<core::Namespace>(None, json!({ "metadata": { "name": "late" } })).await;
+    cluster.list_is("late", &second).await;
     std::fs::remove_dir_all(&directory).unwrap();
 }

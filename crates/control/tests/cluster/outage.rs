@@ -2,6 +2,7 @@
 
 use kube::api::WatchParams;
 use kube::core::WatchEvent;
+use parking_lot::Mutex;
 
 use super::*;
 
@@ -123,5 +124,139 @@ async fn what_the_api_no_longer_remembers_is_listed_anew_and_clients_hear_only_w
     // The new watch works.
     cluster.pod("shop", "web-2", "web", "10.0.0.5").await;
     proxy.until("a new workload", |proxy| proxy.addresses.contains_key("Kubernetes//Pod/shop/web-2")).await;
+    cluster.halt().await;
+}
+
+/// Everything is there but what one kind of object says: nobody is served half a mesh, and who waits says for what.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_served_before_every_kind_has_been_listed_once() {
+    let mut cluster = Cluster::remembering(10_000).await;
+    let token = cluster.proxy_token().await;
+    cluster.root("shop").await;
+    cluster.halt().await;
+    let (release, held) = tokio::sync::watch::channel(false);
+    let direct = cluster.client.clone();
+    let service = tower::service_fn({
+        let direct = direct.clone();
+        move |request: http::Request<kube::client::Body>| {
+            let (direct, mut held) = (direct.clone(), held.clone());
+            async move {
+                if request.uri().path().ends_with("/endpointslices") {
+                    let _ = held.wait_for(|released| *released).await;
+                }
+                direct.send(request).await.map_err(tower::BoxError::from)
+            }
+        }
+    });
+    cluster.client = Client::new(service, "ambit-system");
+    cluster.run();
+    cluster.client = direct;
+    let waits = soon("word of what is waited for", async {
+        loop {
+            let answer = super::replicas::asked(&cluster, "/ready").await;
+            match answer {
+                Some((503, text)) if text.ends_with("of: endpointslices\n") => return text,
+                _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    })
+    .await;
+    assert_eq!(waits, "waiting for the first complete list of: endpointslices\n");
+    let port = tokio::net::TcpStream::connect((cluster.bind, cluster.ports.grpc)).await;
+    assert_eq!(port.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+
+    release.send_replace(true);
+    let mut proxy = Proxy::connect(cluster.connect().await, &token, BTreeMap::new()).await.unwrap();
+    proxy.until("the mesh", |proxy| proxy.addresses.contains_key(WEB)).await;
+    assert_eq!(super::replicas::page(&cluster, "/ready").await, (200, "ready\n".into()));
+    cluster.halt().await;
+}
+
+/// A client of whatever API server there is at the moment.
+fn client_of(current: Arc<Mutex<Option<Client>>>) -> Client {
+    let service = tower::service_fn(move |request| {
+        let current = current.lock().clone();
+        async move {
+            match current {
+                Some(client) => client.send(request).await.map_err(tower::BoxError::from),
+                None => Err("nobody listens".into()),
+            }
+        }
+    });
+    Client::new(service, "ambit-system")
+}
+
+/// Restored from a backup: versions count from further back, what was written since is gone, and what goes by a name
+/// may be something else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_that_comes_back_older_is_believed_whole_and_at_no_time_is_the_mesh_empty() {
+    let backup = Cluster::idle(10_000).await;
+    let mut cluster = Cluster::idle(10_000).await;
+    let current = Arc::new(Mutex::new(Some(cluster.client.clone())));
+    cluster.client = client_of(current.clone());
+    for index in 0..20 {
+        cluster.pod("shop", &format!("web-{index}"), "web", &format!("10.0.1.{index}")).await;
+    }
+    let service = |port: u16| {
+        json!({
+            "metadata": { "name": "web", "namespace": "shop" },
+            "spec": { "selector": { "app": "web" }, "ports": [{ "name": "http", "port": port, "targetPort": "http" }] },
+        })
+    };
+    cluster.ensure::<core::Service>(Some("shop"), service(80)).await;
+    cluster.run();
+    let token = cluster.proxy_token().await;
+    let channel = cluster.connect().await;
+    let mut proxy = Proxy::connect(channel.clone(), &token, BTreeMap::new()).await.unwrap();
+    proxy.until("the mesh", |proxy| proxy.addresses.contains_key("Kubernetes//Pod/shop/web-19")).await;
+
+    // An hour ago there were a pod that has gone since, one at another address, and a service with another port.
+    backup.pod("shop", "old", "web", "10.0.0.8").await;
+    backup.pod("shop", "web-0", "web", "10.0.0.9").await;
+    backup.ensure::<core::Service>(Some("shop"), service(8080)).await;
+    let version = async |client: &Client| -> u64 {
+        let pods = Api::<core::Pod>::all(client.clone());
+        let list = pods.list(&kube::api::ListParams::default()).await.unwrap();
+        list.metadata.resource_version.unwrap().parse().unwrap()
+    };
+    assert!(version(&backup.client).await < version(&cluster.client).await, "versions go back");
+    // The authority stands in it as it does now: what becomes of a lost one is another test's.
+    let secrets = |client: &Client| Api::<core::Secret>::namespaced(client.clone(), "ambit-system");
+    let mut secret = secrets(&cluster.client).get("istio-ca-secret").await.unwrap();
+    secret.metadata.resource_version = None;
+    secrets(&backup.client).create(&PostParams::default(), &secret).await.unwrap();
+
+    current.lock().take();
+    std::mem::replace(&mut cluster.api, backup.api).shutdown().await;
+    *current.lock() = Some(backup.client.clone());
+
+    let old = "Kubernetes//Pod/shop/old";
+    let port =
+        |proxy: &Proxy| match proxy.addresses.get(SERVICE).map(|(_, address)| address.clone().try_into()) {
+            Some(Ok(wire::Address::Service(service))) => service.ports[0].service_port,
+            other => panic!("{other:?}"),
+        };
+    while !proxy.addresses.contains_key(old)
+        || proxy.addresses.contains_key("Kubernetes//Pod/shop/web-19")
+        || port(&proxy) != 8080
+    {
+        proxy.next().await.unwrap();
+        for name in [PROXY, WEB, SERVICE] {
+            assert!(proxy.addresses.contains_key(name), "{name} is in both and never gone");
+        }
+    }
+    // What stands there now is what one who has only ever known the backup is told.
+    let token = cluster.proxy_token().await;
+    let mut fresh = Proxy::connect(channel.clone(), &token, BTreeMap::new()).await.unwrap();
+    fresh.until("the mesh", |proxy| proxy.addresses.contains_key(old)).await;
+    assert_eq!(proxy.addresses, fresh.addresses);
+    let ours = fresh.addresses.keys().map(String::as_str).filter(|name| name.contains("shop/"));
+    assert_eq!(ours.collect::<Vec<_>>(), [old, WEB, SERVICE]);
+    // Watches work, and what the control plane had written comes back under the same root.
+    cluster.pod("shop", "web-1", "web", "10.0.0.4").await;
+    proxy.until("a new workload", |proxy| proxy.addresses.contains_key(NEXT)).await;
+    let maps = Api::<core::ConfigMap>::namespaced(backup.client.clone(), "shop");
+    let there = |map: Option<&core::ConfigMap>| map.is_some();
+    soon("the root certificate", await_condition(maps, "istio-ca-root-cert", there)).await.unwrap();
     cluster.halt().await;
 }

@@ -222,17 +222,22 @@ async fn whoever_takes_over_a_lapsed_lease_writes_conditions_and_roots() {
     super::status::condition(api, "p", "ZtunnelAccepted", "True").await;
 }
 
-/// A page of a replica.
-async fn page(cluster: &Cluster, path: &str) -> (u16, String) {
+/// A page of a replica; none when nobody listens there yet.
+pub(super) async fn asked(cluster: &Cluster, path: &str) -> Option<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let address = (cluster.bind, cluster.ports.monitoring);
-    let mut socket = soon("the page's port", tokio::net::TcpStream::connect(address)).await.unwrap();
+    let mut socket = soon("the page's port", tokio::net::TcpStream::connect(address)).await.ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();
     soon("the page", socket.read_to_string(&mut text)).await.unwrap();
     let status = text.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, text.split_once("\r\n\r\n").map(|(_, body)| body.to_string()).unwrap_or_default())
+    Some((status, text.split_once("\r\n\r\n").map(|(_, body)| body.to_string()).unwrap_or_default()))
+}
+
+/// A page of a replica that is up.
+pub(super) async fn page(cluster: &Cluster, path: &str) -> (u16, String) {
+    asked(cluster, path).await.expect("the page's port answers")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

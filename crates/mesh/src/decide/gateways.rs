@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::endpoints::{For, choose_address, choose_endpoint, pick};
-use super::{Authority, Call, Decision, Inner, Route, Via};
+use super::{Authority, Call, Decision, Inner, Route, Via, address_of};
 use crate::{Gateway, GatewayTarget, Identity, IpFamilies, Lookup, Refusal, Service, View, Workload};
 
 /// The workload behind a gateway, further identities it may have, and the port to dial.
@@ -66,13 +66,18 @@ pub(super) fn abroad(
     if let Some(lookup) = lacking(view, gateway) {
         return Decision::Need(lookup);
     }
-    let Some(found) = find(view, call, gateway, For::Call) else { return unknown() };
-    let families = call.destination.ip().to_canonical();
-    let Some(ip) = choose_address(&found.workload, families, IpFamilies::Automatic) else { return unknown() };
+    let found = find(view, call, gateway, For::Call).or_else(|| by_name(view, gateway, &workload.network));
+    let Some(found) = found else { return unknown() };
     if expect.is_empty() {
         // Whoever answers over there could be anybody.
         return Decision::Refuse(Refusal::NoServiceIdentity { service: service.key.clone() });
     }
+    let called = call.destination.ip().to_canonical();
+    let ip = match address_of(call, &found.workload, called, IpFamilies::Automatic) {
+        Ok(ip) => ip,
+        Err(decision) if matches!(*decision, Decision::Refuse(_)) => return unknown(),
+        Err(decision) => return *decision,
+    };
     let authority = Authority::Hostname(service.key.hostname.clone(), service_port);
     let outer = std::iter::once(found.workload.identity.clone()).chain(found.sans).collect();
     Decision::Tunnel(Route {
@@ -112,6 +117,14 @@ fn find(view: &View, call: &Call<'_>, gateway: &Gateway, purpose: For) -> Option
     }?;
     let (workload, port) = choose_endpoint(view, call, service, gateway.hbone_port, purpose)?;
     Some(Found { workload, sans: service.subject_alt_names.clone(), port })
+}
+
+/// The gateway of a network that is named by a hostname which no service has: a load balancer's, to be resolved.
+fn by_name(view: &View, gateway: &Gateway, network: &str) -> Option<Found> {
+    let GatewayTarget::Hostname(key) = &gateway.target else { return None };
+    let uid = Gateway::network_uid(network, &key.hostname, gateway.hbone_port);
+    let workload = view.workload(&uid)?.clone();
+    Some(Found { workload, sans: Vec::new(), port: gateway.hbone_port })
 }
 
 /// Whether `workload` is the gateway itself: what it sends must not be sent to it again, and what is sent to it may be

@@ -1,5 +1,7 @@
 //! Given this view, when a calls there, then this happens. Sections are those of reference/data-plane.md.
 
+mod networks;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -362,48 +364,6 @@ proptest! {
             prop_assert!(owner.is_none_or(|workload| workload.tunnel == Tunnel::None));
         }
     }
-}
-
-/// A service with an endpoint on the network `west`, behind the gateway 10.0.0.9 of the own network.
-fn across(sans: Vec<Identity>) -> (Workload, View) {
-    let a = pod("a", "10.0.0.1", Tunnel::Hbone);
-    let mut gateway = pod("gateway", "10.0.0.9", Tunnel::Hbone);
-    gateway.identity = Identity::new("cluster.local", "edge", "gateway").unwrap();
-    let mut far = serving(pod("far", "10.9.0.1", Tunnel::Hbone), "web", 8080);
-    far.addresses.clear();
-    far.network = "west".into();
-    far.network_gateway = Some(Gateway {
-        target: GatewayTarget::Address(NetworkAddress::new("", ip("10.0.0.9"))),
-        hbone_port: 15008,
-    });
-    let mut web = service("web", "10.96.0.1");
-    web.subject_alt_names = sans;
-    let view = view([a.clone(), gateway, far], [web]);
-    (a, view)
-}
-
-#[test]
-fn a_service_on_another_network_is_reached_through_its_gateway_in_a_tunnel_inside_a_tunnel() {
-    let web = Identity::new("west.local", "default", "web").unwrap();
-    let (a, view) = across(vec![web.clone()]);
-    let route = tunnel(call(&view, &a, "10.96.0.1:80"));
-    assert_eq!((route.via, route.hop), (Via::Gateway, "10.0.0.9:15008".parse().unwrap()));
-    assert_eq!(route.authority, Authority::Hostname("web.default.svc.cluster.local".into(), 80));
-    assert_eq!(route.expect, [Identity::new("cluster.local", "edge", "gateway").unwrap()]);
-    assert_eq!(route.inner, Some(Inner { expect: vec![web] }), "and nobody else");
-}
-
-#[test]
-fn a_service_abroad_that_names_no_identities_is_refused() {
-    let (a, view) = across(Vec::new());
-    assert!(matches!(refusal(call(&view, &a, "10.96.0.1:80")), Refusal::NoServiceIdentity { .. }));
-}
-
-#[test]
-fn a_service_abroad_without_a_known_gateway_is_refused() {
-    let (a, mut view) = across(vec![Identity::new("west.local", "default", "web").unwrap()]);
-    view.remove_workload("Kubernetes//Pod/default/gateway");
-    assert!(matches!(refusal(call(&view, &a, "10.96.0.1:80")), Refusal::UnknownGateway { .. }));
 }
 
 #[test]

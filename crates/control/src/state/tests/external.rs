@@ -1,185 +1,10 @@
-//! Waypoints, ServiceEntries, WorkloadEntries, mesh configuration and status.
+//! ServiceEntries, WorkloadEntries and the mesh configuration.
 
 use prost::Message;
 use serde_json::Value;
-use wire::workload::address::Type;
 
+use super::told::*;
 use super::*;
-use crate::input::MeshConfig;
-use crate::state::{StatusKind, StatusOf, Wanted};
-
-fn named(labels: Value) -> Value {
-    json!({ "metadata": { "labels": labels } })
-}
-
-impl World {
-    fn published(&self, name: &str) -> Option<Type> {
-        let resource = self.state.snapshot.addresses.get(name)?;
-        let resource = wire::xds::Resource::decode(&resource.bytes[..]).unwrap();
-        wire::workload::Address::decode(&resource.resource.unwrap().value[..]).unwrap().r#type
-    }
-
-    pub(super) fn workload(&self, name: &str) -> wire::workload::Workload {
-        match self.published(name) {
-            Some(Type::Workload(workload)) => workload,
-            other => panic!("{name}: {other:?}"),
-        }
-    }
-
-    fn service(&self, name: &str) -> wire::workload::Service {
-        match self.published(name) {
-            Some(Type::Service(service)) => service,
-            other => panic!("{name}: {other:?}"),
-        }
-    }
-
-    fn wanted(&self, kind: StatusKind, name: &str) -> Option<Arc<Wanted>> {
-        self.state.snapshot.statuses.get(&StatusOf { kind, key: Key::new("shop", name) }).cloned()
-    }
-
-    /// Reason and message of a condition that is to be written.
-    fn condition(&self, kind: StatusKind, name: &str, of: &str) -> Option<(bool, String, String)> {
-        let wanted = self.wanted(kind, name)?;
-        let condition = wanted.conditions.iter().find(|condition| condition.kind == of)?;
-        Some((condition.status, condition.reason.clone(), condition.message.clone()))
-    }
-
-    fn bound(&self, name: &str) -> Option<(bool, String)> {
-        let (status, reason, _) = self.condition(StatusKind::Service, name, "istio.io/WaypointBound")?;
-        Some((status, reason))
-    }
-}
-
-fn gateway(name: &str, over: Value) -> Event {
-    Event::Gateways(Delta::Put(fixtures::gateway(name, over)))
-}
-
-fn service(over: Value) -> Event {
-    Event::Services(Delta::Put(fixtures::service("web", "10.1.0.1", over)))
-}
-
-fn entry(name: &str, over: Value) -> Event {
-    Event::Entries(Delta::Put(fixtures::entry(name, over)))
-}
-
-fn namespace(over: Value) -> Event {
-    Event::Namespaces(Delta::Put(fixtures::namespace("shop", over)))
-}
-
-#[test]
-fn a_service_is_bound_to_its_waypoint_once_that_has_an_address_and_says_so() {
-    let wants = || service(named(json!({ "istio.io/use-waypoint": "w" })));
-    let mut world = World::new(vec![wants(), gateway("w", json!({ "status": { "addresses": [] } }))]);
-    assert!(world.service(SERVICE).waypoint.is_none());
-    assert_eq!(world.bound("web"), Some((false, "WaypointIsNotReady".into())));
-
-    let (changed, _, _) = world.hear(vec![gateway("w", json!({}))]);
-    assert_eq!(changed, [SERVICE]);
-    assert_eq!(world.service(SERVICE).waypoint.unwrap().hbone_mtls_port, 15008);
-    assert_eq!(world.bound("web"), Some((true, "WaypointAccepted".into())));
-
-    world.hear(vec![Event::Gateways(Delta::Gone(Key::new("shop", "w")))]);
-    assert!(world.service(SERVICE).waypoint.is_none());
-    world.hear(vec![service(json!({}))]);
-    assert!(world.wanted(StatusKind::Service, "web").is_none());
-}
-
-#[test]
-fn a_namespace_speaks_for_what_says_nothing_itself() {
-    let mut world = World::new(vec![
-        service(json!({})),
-        Event::Pods(Delta::Put(fixtures::pod("web-0", "10.0.0.1", json!({})))),
-        gateway("w", json!({ "metadata": { "labels": { "istio.io/waypoint-for": "all" } } })),
-        namespace(named(json!({ "istio.io/use-waypoint": "w" }))),
-    ]);
-    assert!(world.service(SERVICE).waypoint.is_some() && world.workload(WEB_0).waypoint.is_some());
-    world.hear(vec![service(named(json!({ "istio.io/use-waypoint": "none" })))]);
-    assert!(world.service(SERVICE).waypoint.is_none() && world.workload(WEB_0).waypoint.is_some());
-    // A waypoint for services is none for workloads that only inherited it.
-    world.hear(vec![gateway("w", json!({})), service(json!({}))]);
-    assert!(world.service(SERVICE).waypoint.is_some() && world.workload(WEB_0).waypoint.is_none());
-    world.hear(vec![namespace(json!({}))]);
-    assert!(world.service(SERVICE).waypoint.is_none());
-}
-
-#[test]
-fn who_may_not_be_bound_is_told_why() {
-    let elsewhere = |over: Value| {
-        let mut gateway = fixtures::gateway("w", over);
-        gateway.key = Key::new("other", "w");
-        Event::Gateways(Delta::Put(gateway))
-    };
-    let wants = json!({ "istio.io/use-waypoint": "w", "istio.io/use-waypoint-namespace": "other" });
-    let mut world = World::new(vec![
-        service(named(wants)),
-        namespace(named(json!({ "team": "a" }))),
-        elsewhere(json!({})),
-    ]);
-    assert_eq!(world.bound("web"), Some((false, "AttachmentDenied".into())));
-    let from = |from: Value| json!({ "spec": { "listeners": [{ "port": 15008, "protocol": "HBONE", "allowedRoutes": { "namespaces": from } }] } });
-    world.hear(vec![elsewhere(from(json!({ "from": "All" })))]);
-    assert_eq!(world.bound("web"), Some((true, "WaypointAccepted".into())));
-    let team = |team: &str| {
-        from(
-            json!({ "from": "Selector", "selector": { "matchExpressions": [{ "key": "team", "operator": "In", "values": [team] }] } }),
-        )
-    };
-    world.hear(vec![elsewhere(team("b"))]);
-    assert_eq!(world.bound("web"), Some((false, "AttachmentDenied".into())));
-    world.hear(vec![elsewhere(team("a"))]);
-    assert_eq!(world.bound("web"), Some((true, "WaypointAccepted".into())));
-    let mut only_workloads = from(json!({ "from": "All" }));
-    fixtures::merge(&mut only_workloads, named(json!({ "istio.io/waypoint-for": "workload" })));
-    world.hear(vec![elsewhere(only_workloads)]);
-    assert_eq!(world.bound("web"), Some((false, "UnsupportedTrafficType".into())));
-}
-
-#[test]
-fn a_canary_waypoint_takes_its_share_and_a_wrong_one_leaves_the_first_alone() {
-    let canary = |name: &str, weight: &str| {
-        service(json!({ "metadata": {
-            "labels": { "istio.io/use-waypoint": "w", "istio.io/use-waypoint-canary": name },
-            "annotations": { "istio.io/use-waypoint-canary-weight": weight },
-        } }))
-    };
-    let second =
-        json!({ "status": { "addresses": [{ "type": "Hostname", "value": "c.shop.svc.cluster.local" }] } });
-    let mut world = World::new(vec![gateway("w", json!({})), gateway("c", second), canary("c", "20")]);
-    let weights = |world: &World| -> Vec<u32> {
-        world.service(SERVICE).weighted_waypoints.iter().map(|one| one.weight).collect()
-    };
-    assert_eq!(weights(&world), [80, 20]);
-    for (name, weight, why) in
-        [("w", "20", "itself"), ("c", "120", "no whole number"), ("x", "20", "not ready")]
-    {
-        world.hear(vec![canary(name, weight)]);
-        assert!(weights(&world).is_empty() && world.service(SERVICE).waypoint.is_some());
-        let (status, _, message) =
-            world.condition(StatusKind::Service, "web", "istio.io/WaypointBound").unwrap();
-        assert!(
-            status && message.contains("Canary waypoint not attached") && message.contains(why),
-            "{message}"
-        );
-    }
-}
-
-#[test]
-fn an_instance_of_a_waypoint_has_none_itself_and_takes_tunnels_as_its_gateway_says() {
-    let pod = named(json!({ "gateway.networking.k8s.io/gateway-name": "w" }));
-    let bound = json!({ "metadata": {
-        "labels": { "istio.io/waypoint-for": "all" },
-        "annotations": { "ambient.istio.io/waypoint-inbound-binding": "PROXY/15088" },
-    } });
-    let world = World::new(vec![
-        namespace(named(json!({ "istio.io/use-waypoint": "w" }))),
-        Event::Pods(Delta::Put(fixtures::pod("web-0", "10.0.0.1", pod))),
-        gateway("w", bound),
-    ]);
-    let workload = world.workload(WEB_0);
-    assert!(workload.waypoint.is_none());
-    let tunnel = workload.application_tunnel.unwrap();
-    assert_eq!((tunnel.protocol, tunnel.port), (1, 15088));
-}
 
 fn external(over: Value) -> Value {
     let mut base = json!({ "spec": {
@@ -340,9 +165,9 @@ fn a_service_entry_without_addresses_is_given_some_that_stay() {
 
 #[test]
 fn a_namespace_that_is_not_discovered_is_not_there_but_the_root_namespace_always_is() {
-    let mesh = |text: &str| Event::Mesh(Delta::Put(MeshConfig::parse("istio", text).unwrap()));
     let mut world = two_pods();
-    let (_, removed, _) = world.hear(vec![mesh("discoverySelectors:\n- matchLabels: {mesh: \"yes\"}\n")]);
+    let (_, removed, _) =
+        world.hear(vec![mesh_config("discoverySelectors:\n- matchLabels: {mesh: \"yes\"}\n")]);
     assert_eq!(removed.len(), 3);
     let (added, _, _) = world.hear(vec![namespace(named(json!({ "mesh": "yes" })))]);
     assert_eq!(added.len(), 3);
@@ -356,10 +181,9 @@ fn a_namespace_that_is_not_discovered_is_not_there_but_the_root_namespace_always
 
 #[test]
 fn the_mesh_configuration_names_the_root_namespace_and_who_sees_external_services() {
-    let mesh = |text: &str| Event::Mesh(Delta::Put(MeshConfig::parse("istio", text).unwrap()));
     let mut world = two_pods();
     world.hear(vec![
-        mesh("rootNamespace: security\nserviceEntryVisibility:\n  policies:\n  - namespaceSelectors: [{matchLabels: {private: \"yes\"}}]\n    visibility: NAMESPACE\n"),
+        mesh_config("rootNamespace: security\nserviceEntryVisibility:\n  policies:\n  - namespaceSelectors: [{matchLabels: {private: \"yes\"}}]\n    visibility: NAMESPACE\n"),
         Event::Peers(Delta::Put(fixtures::peer("security", "all", json!({ "mtls": { "mode": "STRICT" } })))),
         entry("api", external(json!({}))),
     ]);
@@ -368,7 +192,7 @@ fn the_mesh_configuration_names_the_root_namespace_and_who_sees_external_service
     world.hear(vec![namespace(named(json!({ "private": "yes" })))]);
     assert_eq!(world.service("shop/api.example").visibility, 1);
     assert!(!world.service("shop/api.example").canonical);
-    world.hear(vec![mesh("serviceEntryVisibility: {default: NONE}\n")]);
+    world.hear(vec![mesh_config("serviceEntryVisibility: {default: NONE}\n")]);
     assert!(world.published("shop/api.example").is_none());
     assert!(world.workload(WEB_0).authorization_policies.is_empty());
 }
@@ -430,82 +254,6 @@ fn a_port_exception_alone_holds_under_a_mesh_wide_strict() {
         assert_eq!(ports, [9443]);
         world.hear(vec![unset.clone()]);
     }
-}
-
-fn policy(spec: Value) -> Event {
-    Event::Authorizations(Delta::Put(fixtures::authorization("shop", "p", spec)))
-}
-
-/// Case D15.
-#[test]
-fn a_policy_says_truthfully_what_of_it_is_enforced() {
-    let mut world = two_pods();
-    let mut said = |spec: Value| {
-        world.hear(vec![policy(spec)]);
-        world.condition(StatusKind::AuthorizationPolicy, "p", "ZtunnelAccepted").unwrap()
-    };
-    let (status, reason, message) = said(
-        json!({ "action": "DENY", "rules": [{ "from": [{ "source": { "notRequestPrincipals": ["*"] } }] }] }),
-    );
-    assert!(!status && reason == "UnsupportedValue", "{reason}");
-    assert!(message.contains("no enforceable rules") && message.contains("no effect"), "{message}");
-
-    let (status, _, message) = said(
-        json!({ "action": "DENY", "rules": [{ "to": [{ "operation": { "ports": ["8080"], "methods": ["GET"] } }] }] }),
-    );
-    assert!(status && message.contains("more restrictive than requested"), "{message}");
-    assert!(!message.contains("not denied"), "{message}");
-
-    let (status, _, message) = said(
-        json!({ "action": "DENY", "rules": [{ "to": [{ "operation": { "ports": ["8080"] } }, { "operation": { "methods": ["GET"] } }] }] }),
-    );
-    assert!(
-        status && message.contains("is not denied") && !message.contains("more restrictive"),
-        "{message}"
-    );
-
-    let (status, _, message) =
-        said(json!({ "rules": [{ "to": [{ "operation": { "methods": ["GET"] } }] }] }));
-    assert!(status && message.contains("rules matching HTTP attributes are omitted"), "{message}");
-    let (status, reason, _) = said(json!({ "action": "AUDIT" }));
-    assert!(!status && reason == "UnsupportedValue");
-    let (status, reason, message) = said(json!({ "rules": [{}] }));
-    assert_eq!((status, reason.as_str(), message.as_str()), (true, "Accepted", "attached to ztunnel"));
-}
-
-#[test]
-fn a_policy_for_waypoints_says_what_its_targets_are_bound_to() {
-    let target = json!({ "targetRefs": [{ "kind": "Service", "group": "", "name": "web" }] });
-    let mut world = two_pods();
-    world.hear(vec![policy(target)]);
-    let said =
-        |world: &World| world.condition(StatusKind::AuthorizationPolicy, "p", "WaypointAccepted").unwrap();
-    assert_eq!(said(&world).1, "AncestorNotBound");
-    world.hear(vec![gateway("w", json!({})), service(named(json!({ "istio.io/use-waypoint": "w" })))]);
-    assert_eq!(said(&world), (true, "Accepted".into(), "bound to shop/w".into()));
-    world.hear(vec![Event::Services(Delta::Gone(Key::new("shop", "web")))]);
-    assert_eq!(said(&world).1, "TargetNotFound");
-}
-
-#[test]
-fn what_stands_on_an_object_is_not_written_again() {
-    let mut world = two_pods();
-    world.hear(vec![policy(json!({}))]);
-    let wanted = world.wanted(StatusKind::AuthorizationPolicy, "p").unwrap();
-    let mut written = fixtures::authorization("shop", "p", json!({}));
-    written.conditions.clone_from(&wanted.conditions);
-    written.conditions[0].since = "2026-01-01T00:00:00Z".into();
-    let told = world.hear(vec![Event::Authorizations(Delta::Put(written.clone()))]);
-    assert_eq!(told, none());
-    assert!(world.state.snapshot.statuses.is_empty());
-    // Another generation of the same verdict is written with the time it has had.
-    written.generation = Some(7);
-    world.hear(vec![Event::Authorizations(Delta::Put(written))]);
-    let again = world.wanted(StatusKind::AuthorizationPolicy, "p").unwrap();
-    assert_eq!(
-        (again.conditions[0].since.as_str(), again.conditions[0].generation),
-        ("2026-01-01T00:00:00Z", Some(7))
-    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::*;
 
 /// What is logged while `what` runs.
-fn logged(what: impl FnOnce()) -> String {
+pub(super) fn logged(what: impl FnOnce()) -> String {
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
     impl std::io::Write for Lines {

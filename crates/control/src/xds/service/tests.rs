@@ -147,10 +147,19 @@ async fn clients_that_come_back_together_go_through_one_after_the_other() {
     assert_eq!(first.len(), 16);
     // Requests of the others have not even been read.
     assert_eq!(storm.iter().filter(|served| served.requests.capacity() < 16).count(), 40 - 16);
+    let mut taken = Vec::new();
     for index in first {
         let served = &mut storm[index];
-        assert_eq!(served.next().await.resources.len(), 1);
-        // Takes it and asks for more: there is nothing more, and the next one's turn has come.
+        let mesh = served.next().await;
+        assert_eq!(mesh.resources.len(), 1);
+        // The connection has taken it and could take more: that is not yet the client's answer.
+        assert!(futures::poll!(served.pushes.next()).is_pending());
+        taken.push((index, mesh.nonce));
+    }
+    assert!(futures::poll!(storm[16].pushes.next()).is_pending(), "nobody's turn has come");
+    for (index, nonce) in taken {
+        let served = &mut storm[index];
+        served.ask(ADDRESS, &nonce).await;
         assert!(futures::poll!(served.pushes.next()).is_pending());
     }
     let mut answered = 0;
@@ -271,8 +280,10 @@ async fn heartbeats_of_objects_reach_no_client_and_the_change_in_their_midst_rea
         served.ask(ADDRESS, "").await;
         served.ask(AUTHORIZATION, "").await;
         assert_eq!(served.next().await.type_url, AUTHORIZATION);
-        assert_eq!(served.next().await.resources.len(), 1);
-        // Takes it and asks for more, which makes room for the next one at the gate.
+        let mesh = served.next().await;
+        assert_eq!(mesh.resources.len(), 1);
+        // Its answer makes room for the next one at the gate.
+        served.ask(ADDRESS, &mesh.nonce).await;
         assert!(futures::poll!(served.pushes.next()).is_pending());
         let (_, unused) = opened(&served.inner);
         clients.push((served.requests.clone(), std::mem::replace(&mut served.pushes, unused)));
