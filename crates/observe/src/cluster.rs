@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
 use k8s_openapi::api::core::v1 as core;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -128,25 +128,35 @@ fn events<K>(
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
 {
-    let stream = watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff();
-    let mut failing = false;
-    let heard = stream.filter_map(move |event| {
-        let change = match event {
-            Ok(event) => {
-                failing = false;
-                Some(wrap(Box::new(event)))
-            }
-            Err(error) => {
-                // Said once an outage; what was known stays.
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(input = name, %error, "watch broken, trying again until the API answers");
+    let api = Api::<K>::all(client);
+    let start = move || watcher(api.clone(), watcher::Config::default()).default_backoff().boxed();
+    stream::unfold((start(), start, false), move |(mut watch, start, mut failing)| async move {
+        loop {
+            match watch.next().await? {
+                Ok(event) => return Some((wrap(Box::new(event)), (watch, start, false))),
+                Err(error) => {
+                    // Said once an outage; what was known stays.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(input = name, %error, "watch broken, trying again until the API answers");
+                    }
+                    if away(&error) {
+                        watch = start();
+                    }
                 }
-                None
             }
-        };
-        std::future::ready(change)
-    });
-    heard.boxed()
+        }
+    })
+    .boxed()
+}
+
+/// Whether a watch could not be taken up because the API was not there. It may come back counting from further back,
+/// and then be silent to whoever goes on from the last version heard: that one lists anew. A refusal is an answer.
+fn away(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code >= 500,
+        watcher::Error::WatchStartFailed(_) => true,
+        _ => false,
+    }
 }
 
 /// A list replaces everything at its end; until then what was known holds.

@@ -10,11 +10,11 @@ use std::time::Duration;
 use futures::StreamExt;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use kube::{Api, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
+use super::watch::heard;
 use crate::strict::Peer;
 
 /// How long after a failure the resource is asked for again.
@@ -34,8 +34,7 @@ async fn watch(node: Arc<Node>) {
     let api = Api::<DynamicObject>::all_with(node.client.clone(), &resource);
     let mut known: BTreeMap<String, Peer> = BTreeMap::new();
     let mut fresh: Option<BTreeMap<String, Peer>> = None;
-    let stream = watch_objects(api, watcher::Config::default()).default_backoff();
-    let mut stream = std::pin::pin!(stream);
+    let mut stream = heard::follow(api, watcher::Config::default());
     let mut told = false;
     while let Some(event) = stream.next().await {
         let event = match event {

@@ -1,12 +1,13 @@
 //! Watches of the node's pods and of all namespaces: they fill the stores and put UIDs into the queue.
 
+pub(super) mod heard;
+
 use std::sync::Arc;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::runtime::reflector::{self, Store, store::Writer};
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use kube::{Api, ResourceExt};
 use tokio::sync::watch as signal;
 use tokio_util::sync::CancellationToken;
@@ -59,8 +60,7 @@ fn note_synced(node: &Node, synced: &signal::Sender<bool>) {
 
 async fn watch_pods(node: Arc<Node>, mut store: Writer<Pod>, synced: Arc<signal::Sender<bool>>) {
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", node.config.node_name));
-    let stream = watch_objects(Api::<Pod>::all(node.client.clone()), config).default_backoff();
-    let mut stream = std::pin::pin!(stream);
+    let mut stream = heard::follow(Api::<Pod>::all(node.client.clone()), config);
     while let Some(event) = stream.next().await {
         let event = match event {
             Ok(event) => event.modify(|pod| pod.managed_fields_mut().clear()),
@@ -92,8 +92,7 @@ async fn watch_pods(node: Arc<Node>, mut store: Writer<Pod>, synced: Arc<signal:
 
 async fn watch_namespaces(node: Arc<Node>, mut store: Writer<Namespace>, synced: Arc<signal::Sender<bool>>) {
     let api = Api::<Namespace>::all(node.client.clone());
-    let stream = watch_objects(api, watcher::Config::default()).default_backoff();
-    let mut stream = std::pin::pin!(stream);
+    let mut stream = heard::follow(api, watcher::Config::default());
     while let Some(event) = stream.next().await {
         let event = match event {
             Ok(event) => event.modify(|namespace| namespace.managed_fields_mut().clear()),

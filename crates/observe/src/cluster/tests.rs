@@ -84,3 +84,38 @@ fn the_addresses_of_a_node_include_its_bridge() {
     let addresses = addresses_of(&node.unwrap());
     assert_eq!(addresses, ["192.168.0.1".parse::<IpAddr>().unwrap(), "10.1.2.1".parse().unwrap()]);
 }
+
+/// Versions went back from 100 to 7: a watch from 100 on would hear nothing, for a long time or ever.
+#[tokio::test]
+async fn an_api_that_was_away_is_listed_anew_whatever_it_counts_from_now() {
+    let list = |version: &str, name: &str| {
+        let item = json!({ "metadata": { "name": name, "resourceVersion": version } });
+        (200, json!({ "metadata": { "resourceVersion": version }, "items": [item] }))
+    };
+    let refusal =
+        json!({ "kind": "Status", "status": "Failure", "code": 503, "reason": "x", "message": "x" });
+    let script = [list("100", "new"), (503, refusal), list("7", "old")];
+    let script = Arc::new(parking_lot::Mutex::new(script.into_iter()));
+    let client = Client::new(
+        tower::service_fn(move |_: http::Request<kube::client::Body>| {
+            let answer = script.lock().next();
+            async move {
+                let Some((status, body)) = answer else { return std::future::pending().await };
+                let body = kube::client::Body::from(body.to_string().into_bytes());
+                let answer = http::Response::builder().status(status).body(body).unwrap();
+                Ok::<_, std::convert::Infallible>(answer)
+            }
+        }),
+        "default",
+    );
+    let mut changes = events::<core::Namespace>(client, "namespaces", Change::Namespace);
+    let mut names = Vec::new();
+    while names.len() < 2 {
+        if let Change::Namespace(event) = changes.next().await.unwrap()
+            && let watcher::Event::InitApply(namespace) = *event
+        {
+            names.push(namespace.name_any());
+        }
+    }
+    assert_eq!(names, ["new", "old"]);
+}
