@@ -10,6 +10,8 @@
 mod announce;
 mod cleanup;
 mod events;
+mod find;
+mod leave;
 mod member;
 mod peers;
 mod plugin;
@@ -39,6 +41,7 @@ use tokio_util::task::TaskTracker;
 
 pub use cleanup::cleanup;
 
+use crate::cni::access::Keeper;
 use crate::config::{Config, access_file};
 use crate::eligibility::{Reason, Rules, default_selectors};
 use crate::install::{self, Installer, conflist};
@@ -55,9 +58,11 @@ use member::Member;
 use queue::Queue;
 
 /// How many pods are worked on at once. Mostly they wait: for the kernel, for a proxy, for connections to be idle.
-const WORKERS: usize = 32;
+const WORKERS: usize = 128;
 /// How often pods are looked at that some proxy still owes.
 const OWED_TICK: Duration = Duration::from_secs(5);
+/// How long the next change of the list of pods outside waits after one.
+const OUTSIDE_PAUSE: Duration = Duration::from_millis(50);
 /// How often the installed plugin is looked at.
 const INSTALL_TICK: Duration = Duration::from_secs(1);
 
@@ -84,6 +89,9 @@ struct Node {
     /// Pods that look as if they were in the mesh, and why they are not, as was said.
     explained: Mutex<HashMap<String, Reason>>,
     finder: Finder,
+    finds: find::Finds,
+    /// Whether a pod is in the mesh may have changed: see [`note_outside`].
+    outside_changed: Notify,
     remembered: Remembered,
     metrics: Arc<Metrics>,
     queue: Mutex<Queue>,
@@ -145,6 +153,7 @@ pub async fn run(config: Config, client: Client, stop: CancellationToken) -> any
     stock::take(&node).await;
     status::serve(&node, servers.clone()).await?;
     tasks.spawn(work_off(node.clone(), work.clone()));
+    tasks.spawn(follow_outside(node.clone(), work.clone()));
     tasks.spawn(peers::follow(node.clone(), work.clone()));
     tasks.spawn(follow_proxies(node.clone(), work.clone()));
     let zds = node.zds.clone();
@@ -155,9 +164,10 @@ pub async fn run(config: Config, client: Client, stop: CancellationToken) -> any
 
     if let Some(access) = node.config.access.clone() {
         let file = access_file(&node.config.run_dir);
-        // Before the plugin is there: nobody shall miss it. What goes wrong is said by what follows.
-        let _ = access.leave(&file);
-        tasks.spawn(access.keep(file, work.clone()));
+        let mut keeper = Keeper::new(access, node.client.clone(), &node.config.namespace, file);
+        // Before the plugin is there: nobody shall miss it.
+        keeper.tend().await;
+        tasks.spawn(keeper.keep(work.clone()));
     }
     let installer = installer(&node.config);
     match installer.clone() {
@@ -214,6 +224,8 @@ fn build(
         events,
         by_own_label: Mutex::default(),
         explained: Mutex::default(),
+        finds: find::Finds::default(),
+        outside_changed: Notify::new(),
         finder: Finder { host_proc: config.host_proc.clone(), host_root: config.host_root.clone() },
         remembered: Remembered::load(&config.run_dir),
         metrics,
@@ -349,6 +361,17 @@ async fn keep_installed(
             }
         }
         last.clear();
+    }
+}
+
+/// Keeps the list of [`note_outside`] current. Once for all pods that change in the same moment: it looks at each.
+async fn follow_outside(node: Arc<Node>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = node.outside_changed.notified() => note_outside(&node),
+        }
+        let _ = stop.run_until_cancelled(tokio::time::sleep(OUTSIDE_PAUSE)).await;
     }
 }
 

@@ -14,16 +14,17 @@
 //! 3. The API server is asked for the pod and its namespace, with what the agent has left for that ([`access`]), and
 //!    they are judged as the agent would. A pod that is to be in the mesh is refused with one line that names the
 //!    agent; the runtime tries again, so it starts by itself once the agent is back. Any other pod starts at once.
-//! 4. Where the API server cannot tell either (it is away too, or the agent's token has ended with its pod), the list
-//!    of enrolled namespaces decides that the agent leaves beside its socket ([`Known`]): pods of those are refused,
-//!    pods of all others start at once, or wait too where the configuration says so (`hold_all`).
-//! 5. Without that list (a node that has just booted and whose `/run` is empty) every other pod counts as one that
+//! 4. Where it does not answer, nobody can tell, and the pod waits: it could be one of the mesh since a moment.
+//! 5. Where it refuses to tell (what the agent left has expired, an agent being away for a day), the list of enrolled
+//!    namespaces decides that the agent leaves beside its socket ([`Known`]): pods of those are refused, pods of all
+//!    others start at once, or wait too where the configuration says so (`hold_all`).
+//! 6. Without that list (a node that has just booted and whose `/run` is empty) every other pod counts as one that
 //!    could be in the mesh and is refused: starting it could send its traffic past the mesh for ever unnoticed.
 //!    The agent itself needs no CNI (it uses the network of its host), so this ends as soon as it runs.
 //!
 //! Two things the list cannot know: a pod that is opted out by its own label in an enrolled namespace waits too, and
-//! the first pod that is enrolled by its own label in another namespace starts and is enrolled, running, when the
-//! agent is back. Only where neither agent nor API server answers do they matter.
+//! what was labelled since starts and is enrolled, running, when the agent is back. Only after such a refusal do they
+//! matter.
 //!
 //! DEL, CHECK, GC and STATUS do nothing and succeed, whatever is gone: there is nothing of the plugin's own to
 //! undo, and a STATUS that failed would stop pods that are not in the mesh.

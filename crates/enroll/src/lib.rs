@@ -28,6 +28,7 @@ pub mod probes;
 pub mod redirect;
 pub mod status;
 pub mod strict;
+mod turns;
 pub mod zds;
 
 pub use agent::{cleanup, run};

@@ -12,9 +12,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::firewall::{self, Backend, xtables};
+use crate::turns::Turns;
 
 const TABLE: &str = "ambit-probes";
 const CHAIN: &str = "AMBIT_PROBES";
@@ -130,10 +130,8 @@ fn printable(uid: &str) -> String {
 /// The table of this node, which is the agent's own network namespace.
 pub struct Probes {
     wanted: parking_lot::Mutex<Wanted>,
-    /// Held while the table is replaced.
-    turn: tokio::sync::Mutex<()>,
-    /// Generation of what is in the kernel.
-    applied: AtomicU64,
+    /// The replacing of the table.
+    turns: Turns,
     sources: (Ipv4Addr, Ipv6Addr),
     backend: Backend,
 }
@@ -149,8 +147,7 @@ impl Probes {
     pub fn new(source_v4: Ipv4Addr, source_v6: Ipv6Addr, backend: Backend) -> Self {
         Self {
             wanted: Wanted { exempt: Exempt::default(), generation: 1 }.into(),
-            turn: Default::default(),
-            applied: AtomicU64::new(0),
+            turns: Turns::default(),
             sources: (source_v4, source_v6),
             backend,
         }
@@ -195,25 +192,17 @@ impl Probes {
         self.wanted.lock().exempt.addresses().copied().collect()
     }
 
-    /// Returns once what was wanted at `generation` is in the kernel. One change of the table carries everything
-    /// that was wanted by then, so those who waited for their turn meanwhile mostly find theirs done. A change that
-    /// failed is not done: the next caller tries again.
+    /// Returns once what was wanted at `generation` is in the kernel.
     async fn apply(&self, generation: u64) -> Result<(), firewall::Error> {
-        let done = || self.applied.load(Ordering::Acquire) >= generation;
-        if done() {
-            return Ok(());
-        }
-        let _turn = self.turn.lock().await;
-        if done() {
-            return Ok(());
-        }
-        let (exempt, generation) = {
-            let wanted = self.wanted.lock();
-            (wanted.exempt.clone(), wanted.generation)
+        let work = async {
+            let (exempt, generation) = {
+                let wanted = self.wanted.lock();
+                (wanted.exempt.clone(), wanted.generation)
+            };
+            write(&exempt, self.sources, self.backend).await?;
+            Ok(generation)
         };
-        write(&exempt, self.sources, self.backend).await?;
-        self.applied.store(generation, Ordering::Release);
-        Ok(())
+        self.turns.reach(generation, work).await
     }
 }
 

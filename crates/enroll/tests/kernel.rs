@@ -15,7 +15,7 @@ use enroll::firewall::{self, Backend};
 use enroll::metrics::Metrics;
 use enroll::netns_of;
 use enroll::older::diag::Diag;
-use enroll::older::sweep::{Pod, Sweeper, drain};
+use enroll::older::sweep::{Drained, Pod, Sweeper, drain};
 use enroll::older::{Exempt, Outside, Policy};
 use enroll::probes;
 use enroll::redirect::{self, Options};
@@ -599,7 +599,8 @@ async fn what_goes_through_the_proxy_is_not_touched_until_the_pod_leaves() {
     assert_eq!(enroll::older::carried(&sockets, &exempt).len(), 1);
     redirect::stop_capturing(&net.a, Backend::Nft).await.unwrap();
     let policy = Policy::with_grace(Duration::from_secs(600));
-    assert_eq!(drain(&net.a, &exempt, &policy, Duration::ZERO, PATIENCE).await.unwrap(), 0);
+    let drained = drain(&net.a, &exempt, &policy, Duration::ZERO..PATIENCE, || false).await.unwrap();
+    assert_eq!(drained, Drained::Idle);
     assert_eq!(client.read(&mut [0; 8]).unwrap_err().kind(), std::io::ErrorKind::ConnectionAborted);
 }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
+use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use nix::sys::signal::{Signal, kill};
@@ -93,10 +94,35 @@ async fn place_agents(client: &Client, nowhere: bool) {
     }
 }
 
-/// With the agents' pods their tokens have gone, and the API server refuses what they left: whoever is outside starts
-/// at once, whoever is in waits, and the agents themselves come back through the plugin that waits for them.
+/// Makes a pod in a namespace that is made for it.
+async fn create_aside(client: &Client, namespace: &str, labels: Value, pod: &str) -> Api<Pod> {
+    let namespaces = Api::<Namespace>::all(client.clone());
+    let made = json!({"metadata": {"name": namespace, "labels": labels}});
+    namespaces.create(&PostParams::default(), &serde_json::from_value(made).unwrap()).await.unwrap();
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+    let mut object = app(pod, json!({}), &[]);
+    object.metadata.namespace = Some(namespace.to_owned());
+    // The service account of a new namespace comes a moment after it.
+    eventually("the pod to be made", || async {
+        pods.create(&PostParams::default(), &object).await.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    pods
+}
+
+async fn ready_aside(pods: &Api<Pod>, name: &str) -> Pod {
+    eventually(&format!("{name} to be ready"), || async {
+        let pod = pods.get(name).await.map_err(|error| error.to_string())?;
+        if is_ready(&pod) { Ok(pod) } else { Err(format!("{:?}", pod.status)) }
+    })
+    .await
+}
+
+/// Between an agent's pod and its successor the API server still knows the plugin: what is labelled in just that time
+/// is held back. Where it knows it no more, the list does it; and the agents come back through the plugin that waits for
+/// them.
 #[tokio::test(flavor = "multi_thread")]
-async fn while_agents_are_gone_with_their_tokens_pods_outside_start_and_those_inside_wait_for_their_return() {
+async fn while_agents_are_gone_pods_outside_start_and_those_inside_wait_though_labelled_since() {
     let (lab, client) = lab_with_mesh("e2o").await;
     lab.label(NAMESPACE, "ambient").await;
     create(&client, &app("there", json!({}), &[])).await;
@@ -108,22 +134,27 @@ async fn while_agents_are_gone_with_their_tokens_pods_outside_start_and_those_in
     })
     .await;
 
-    let aside = json!({"metadata": {"name": "aside"}});
-    let namespaces = Api::<Namespace>::all(client.clone());
-    namespaces.create(&PostParams::default(), &serde_json::from_value(aside).unwrap()).await.unwrap();
-    let outside = Api::<Pod>::namespaced(client.clone(), "aside");
-    let mut plain = app("plain", json!({}), &[]);
-    plain.metadata.namespace = Some("aside".to_owned());
+    let labels = json!({"istio.io/dataplane-mode": "ambient"});
+    let since = create_aside(&client, "labelled-since", labels, "late").await;
+    let outside = create_aside(&client, "aside", json!({}), "plain").await;
+    ready_aside(&outside, "plain").await;
+    let events = Api::<Event>::namespaced(client.clone(), "labelled-since");
+    eventually("the pod to be held back", || async {
+        let all = events.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
+        let notes: Vec<String> = all.into_iter().filter_map(|event| event.note).collect();
+        let held = notes.iter().any(|note| note.contains("late is to be in the mesh and must wait"));
+        if held { Ok(()) } else { Err(format!("{notes:?}")) }
+    })
+    .await;
+    let late = since.get("late").await.unwrap();
+    assert!(netns_of(&late).is_none(), "no process of it runs: {:?}", late.status);
+
+    // From here on nobody answers to the token that is left.
+    let accounts = Api::<ServiceAccount>::namespaced(client.clone(), MESH);
+    accounts.delete("ambit-cni", &DeleteParams::default()).await.unwrap();
     create(&client, &app("waits", json!({}), &[])).await;
-    eventually("the pod to be made", || async {
-        outside.create(&PostParams::default(), &plain).await.map(drop).map_err(|error| error.to_string())
-    })
-    .await;
-    eventually("the pod outside to be ready", || async {
-        let pod = outside.get("plain").await.map_err(|error| error.to_string())?;
-        if is_ready(&pod) { Ok(()) } else { Err(format!("{:?}", pod.status)) }
-    })
-    .await;
+    let outside = create_aside(&client, "aside-too", json!({}), "plain").await;
+    ready_aside(&outside, "plain").await;
     said_by_kubelet(&client, "waits", "the API server cannot tell either").await;
     let waits = pods(&client).await.remove("waits").unwrap();
     assert!(netns_of(&waits).is_none(), "no process of it runs: {:?}", waits.status);
@@ -135,8 +166,10 @@ async fn while_agents_are_gone_with_their_tokens_pods_outside_start_and_those_in
 
     place_agents(&client, false).await;
     until_announced(&client, "waits").await;
-    let pod = ready(&client, "waits").await;
-    assert!(footprint(&netns_of(&pod).unwrap()).contains("redirect to :15001"));
+    let pods = [ready(&client, "waits").await, ready_aside(&since, "late").await];
+    for pod in pods {
+        assert!(footprint(&netns_of(&pod).unwrap()).contains("redirect to :15001"), "{}", pod.name_any());
+    }
 }
 
 async fn until_announced(client: &Client, name: &str) -> Pod {

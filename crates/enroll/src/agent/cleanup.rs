@@ -135,7 +135,7 @@ async fn take_annotation(client: Client, record: Record) -> Option<String> {
 }
 
 async fn drain(netns: NetNs, exempt: Exempt, policy: Policy) -> Option<String> {
-    let result = sweep::drain(&netns, &exempt, &policy, Duration::ZERO, LINGER).await;
+    let result = sweep::drain(&netns, &exempt, &policy, Duration::ZERO..LINGER, || false).await;
     result.err().map(|error| format!("cannot list a pod's connections: {error}"))
 }
 

@@ -4,13 +4,11 @@
 //! Listeners come before rules, so a running pod never meets a closed port. Without a proxy a running pod is left
 //! as it is; a pod that was enrolled before keeps its rules (its traffic waits rather than leaks).
 //!
-//! Out of it: capture ends → annotation → probes → the connections the proxy holds become idle → proxy → the rest
-//! of the rules. Every step is tried; whatever failed brings the pod back. Each step may be done again.
+//! Out of it: [`leave`](super::leave). Every step may be done again; what failed brings the pod back.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Pod;
@@ -18,36 +16,32 @@ use kube::ResourceExt;
 use netns::NetNs;
 
 use super::announce::set_annotation;
+use super::leave::{Left, forget, leave};
 use super::plugin::Told;
 use super::wish::{Wish, annotation, info, ips, namespace_labels, wish};
-use super::{Node, events, note_outside, told_by_rules};
+use super::{Node, events, told_by_rules};
 use crate::eligibility::{MODE_AMBIENT, MODE_LABEL, Reason};
 use crate::firewall::Backend;
+use crate::netns_of::addresses;
 use crate::netns_of::remembered::Record;
-use crate::netns_of::{Wanted, addresses};
-use crate::older::{Policy, sweep};
+use crate::older::sweep;
 use crate::redirect::{self, Options};
 use crate::strict::{self, Strictness};
 use crate::zds::{self, Workload};
 
-/// How long peers get at least to learn that a pod has left the mesh before its listeners go.
-const SETTLE: Duration = Duration::from_secs(1);
-/// How long the connections of a leaving pod may take to become idle.
-const LINGER: Duration = Duration::from_secs(5);
-
 /// What was done for a pod.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Member {
-    namespace: String,
-    name: String,
+    pub(super) namespace: String,
+    pub(super) name: String,
     pub(super) netns: Option<NetNs>,
     /// Path of the namespace, where CNI ADD told one.
     path: Option<String>,
     /// The rules that are in place in that namespace.
-    rules: Option<Options>,
-    ips: Vec<IpAddr>,
+    pub(super) rules: Option<Options>,
+    pub(super) ips: Vec<IpAddr>,
     /// What the annotation was last set to by us.
-    announced: bool,
+    pub(super) announced: bool,
     /// Where plaintext is illegal, as the sweeper was told.
     strict: Option<Strictness>,
     /// The reason why it is out of the mesh, logged when it changes.
@@ -74,8 +68,10 @@ pub(super) async fn converge(node: &Arc<Node>, uid: &str) -> anyhow::Result<()> 
         Wish::In(pod) => (true, join(node, uid, &pod, &mut member, &mut told).await),
         Wish::Out(pod, reason) => {
             explain(node, uid, &pod, &reason);
-            let result = leave(node, uid, &pod, &mut member, &reason).await;
-            (result.is_err(), result)
+            match leave(node, uid, &pod, &mut member, &reason).await {
+                Ok(left) => (left == Left::WantedAgain, Ok(())),
+                Err(error) => (true, Err(error)),
+            }
         }
         Wish::Ended(pod) => {
             node.explained.lock().remove(uid);
@@ -107,7 +103,7 @@ pub(super) async fn converge(node: &Arc<Node>, uid: &str) -> anyhow::Result<()> 
     if keep {
         node.members.lock().insert(uid.to_owned(), member);
     }
-    note_outside(node);
+    node.outside_changed.notify_one();
     result
 }
 
@@ -190,7 +186,7 @@ async fn join_steps(
             );
         }
         let earlier = earlier_tools(node, uid);
-        remember(node, uid, member, &netns, &earlier);
+        remember(node, uid, member, &netns, &earlier).await;
         member.strict = None;
         told_by_rules(
             redirect::apply(&netns, &options, node.config.firewall).await,
@@ -214,7 +210,7 @@ async fn join_steps(
         announce(node, pod, member, Some("enabled")).await?;
         node.events.enrolled(pod);
     }
-    remember(node, uid, member, &netns, &[]);
+    remember(node, uid, member, &netns, &[]).await;
     Ok(())
 }
 
@@ -233,7 +229,12 @@ fn sweep_older(node: &Arc<Node>, uid: &str, pod: &Pod, member: &mut Member, netn
 }
 
 /// The pod's namespace: the one that is held, if it still carries the pod's address, or else one that is found.
-async fn namespace(node: &Arc<Node>, uid: &str, member: &mut Member, ips: &[IpAddr]) -> Option<NetNs> {
+pub(super) async fn namespace(
+    node: &Arc<Node>,
+    uid: &str,
+    member: &mut Member,
+    ips: &[IpAddr],
+) -> Option<NetNs> {
     if let Some(held) = &member.netns
         && has_any(held, ips)
     {
@@ -245,11 +246,8 @@ async fn namespace(node: &Arc<Node>, uid: &str, member: &mut Member, ips: &[IpAd
         (member.netns, member.path) = (Some(netns), Some(path));
         return member.netns.clone();
     }
-    let finder = node.finder.clone();
-    let wanted = Wanted::from([(uid.to_owned(), ips.to_vec())]);
-    let found = tokio::task::spawn_blocking(move || finder.find(&wanted)).await.ok()?;
     member.path = None;
-    member.netns = found.into_values().next();
+    member.netns = node.finds.find(&node.finder, uid, ips).await;
     member.netns.clone()
 }
 
@@ -273,14 +271,14 @@ fn earlier_tools(node: &Node, uid: &str) -> Vec<Backend> {
 }
 
 /// Takes all rules and the routing out of a namespace, whatever they were written with.
-async fn remove_all(node: &Node, uid: &str, netns: &NetNs) -> Result<(), redirect::Error> {
+pub(super) async fn remove_all(node: &Node, uid: &str, netns: &NetNs) -> Result<(), redirect::Error> {
     for tools in earlier_tools(node, uid) {
         redirect::remove_rules(netns, tools).await?;
     }
     redirect::remove(netns, node.config.firewall).await
 }
 
-fn remember(node: &Node, uid: &str, member: &Member, netns: &NetNs, earlier: &[Backend]) {
+async fn remember(node: &Node, uid: &str, member: &Member, netns: &NetNs, earlier: &[Backend]) {
     let before = node.remembered.get(uid);
     let same = before.filter(|record| record.is(netns.id()));
     let since = same.and_then(|record| record.since).or_else(|| member.announced.then(now));
@@ -294,7 +292,7 @@ fn remember(node: &Node, uid: &str, member: &Member, netns: &NetNs, earlier: &[B
         since,
         written_by: earlier.iter().chain([&node.config.firewall]).map(Backend::to_string).collect(),
     };
-    if let Err(error) = node.remembered.put(uid, record) {
+    if let Err(error) = node.remembered.put(uid, record).await {
         tracing::warn!(namespace = member.namespace, pod = member.name, %error, "cannot remember the pod");
     }
 }
@@ -317,105 +315,13 @@ fn explain(node: &Node, uid: &str, pod: &Pod, reason: &Reason) {
     }
 }
 
-/// Takes a running pod out of the mesh.
-async fn leave(
-    node: &Arc<Node>,
-    uid: &str,
+/// Writes the annotation that tells everybody whether the pod is in the mesh.
+pub(super) async fn announce(
+    node: &Node,
     pod: &Pod,
     member: &mut Member,
-    reason: &Reason,
+    value: Option<&str>,
 ) -> anyhow::Result<()> {
-    member.namespace = pod.namespace().unwrap_or_default();
-    member.name = pod.name_any();
-    let touched = member.rules.is_some() || annotation(pod).is_some() || node.remembered.get(uid).is_some();
-    if !touched {
-        // It may be listed for a proxy that never took it.
-        return node.zds.del(uid).await.context("a node proxy did not let go of it");
-    }
-    node.sweeper.forget(uid);
-    let mut failed = Vec::new();
-    let pod_ips = if ips(pod).is_empty() { member.ips.clone() } else { ips(pod) };
-    let netns = namespace_of_leaving(node, uid, member, &pod_ips).await;
-    if let Some(netns) = &netns {
-        note(
-            &mut failed,
-            told_by_rules(
-                redirect::stop_capturing(netns, node.config.firewall).await,
-                "its redirection cannot be ended",
-            ),
-        );
-    }
-    if annotation(pod).is_some() || member.announced {
-        note(&mut failed, announce(node, pod, member, None).await);
-    }
-    note(&mut failed, node.probes.remove(uid).await.context("its probe exemption cannot be removed"));
-    if let Some(netns) = &netns
-        && *node.zds.live().borrow() > 0
-    {
-        let policy = Policy::with_grace(node.config.older_grace);
-        match sweep::drain(netns, &node.exempt, &policy, SETTLE, LINGER).await {
-            Ok(0) => {}
-            Ok(busy) => {
-                tracing::warn!(
-                    namespace = member.namespace,
-                    pod = member.name,
-                    busy,
-                    "connections are cut while the pod leaves the mesh"
-                );
-            }
-            Err(error) => note(&mut failed, Err(error).context("its connections cannot be listed")),
-        }
-    }
-    note(&mut failed, node.zds.del(uid).await.context("a node proxy did not let go of it"));
-    if let Some(netns) = &netns {
-        note(&mut failed, told_by_rules(remove_all(node, uid, netns).await, "its rules cannot be removed"));
-    }
-    finish(node, uid, failed)?;
-    node.events.not_enrolled(pod, reason);
-    tracing::info!(namespace = member.namespace, pod = member.name, uid, %reason, "pod has left the mesh");
-    Ok(())
-}
-
-async fn namespace_of_leaving(
-    node: &Arc<Node>,
-    uid: &str,
-    member: &mut Member,
-    ips: &[IpAddr],
-) -> Option<NetNs> {
-    if member.netns.is_some() {
-        return member.netns.clone();
-    }
-    namespace(node, uid, member, ips).await
-}
-
-/// A pod has ended: its namespace is gone or about to go, what remains is what others hold of it.
-async fn forget(node: &Arc<Node>, uid: &str, pod: Option<&Pod>, member: &mut Member) -> anyhow::Result<()> {
-    node.sweeper.forget(uid);
-    let mut failed = Vec::new();
-    note(&mut failed, node.probes.remove(uid).await.context("its probe exemption cannot be removed"));
-    note(&mut failed, node.zds.del(uid).await.context("a node proxy did not let go of it"));
-    if let Some(pod) = pod.filter(|pod| annotation(pod).is_some()) {
-        note(&mut failed, announce(node, pod, member, None).await);
-    }
-    finish(node, uid, failed)
-}
-
-fn note(failed: &mut Vec<String>, result: anyhow::Result<()>) {
-    failed.extend(result.err().map(|error| format!("{error:#}")));
-}
-
-fn finish(node: &Node, uid: &str, mut failed: Vec<String>) -> anyhow::Result<()> {
-    if failed.is_empty()
-        && let Err(error) = node.remembered.remove(uid)
-    {
-        failed.push(format!("cannot forget it: {error}"));
-    }
-    anyhow::ensure!(failed.is_empty(), "{}", failed.join("; "));
-    Ok(())
-}
-
-/// Writes the annotation that tells everybody whether the pod is in the mesh.
-async fn announce(node: &Node, pod: &Pod, member: &mut Member, value: Option<&str>) -> anyhow::Result<()> {
     let namespace = pod.namespace().unwrap_or_default();
     set_annotation(&node.client, &namespace, &pod.name_any(), value).await?;
     member.announced = value.is_some();

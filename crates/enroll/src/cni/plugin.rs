@@ -188,12 +188,13 @@ async fn refused(config: &Config, event: &Event, error: &client::Error) -> Outco
     let (is, details) = match judged {
         Ok(Verdict::Not(_)) => return Outcome::result(result(config)),
         Ok(Verdict::Enrol) => ("is to be", error.to_string()),
-        Err(silence) => {
+        Err(access::Unknown::Silent(silence)) => ("may be", format!("{error}; {silence}")),
+        Err(access::Unknown::Refused(refusal)) => {
             let known = Known::read(&known_file(&config.cni_agent_run_dir));
             if offline(config, known.as_ref(), &event.pod_namespace) == Offline::Start {
                 return Outcome::result(result(config));
             }
-            ("may be", format!("{error}; {silence}"))
+            ("may be", format!("{error}; {refusal}"))
         }
     };
     let agent = format!("{}*", config.agent_pod_prefix);

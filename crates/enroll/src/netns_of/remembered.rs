@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use netns::NetNsId;
 use serde::{Deserialize, Serialize};
 
+use crate::turns::Turns;
+
 /// One pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -50,7 +52,16 @@ impl Record {
 #[derive(Debug)]
 pub struct Remembered {
     file: PathBuf,
-    records: parking_lot::Mutex<BTreeMap<String, Record>>,
+    records: parking_lot::Mutex<Records>,
+    /// The writing of the file: with many pods that come at once, one writes for all of them.
+    turns: Turns,
+}
+
+#[derive(Debug, Default)]
+struct Records {
+    all: BTreeMap<String, Record>,
+    /// Grows with each change.
+    generation: u64,
 }
 
 impl Remembered {
@@ -69,50 +80,64 @@ impl Remembered {
                 BTreeMap::new()
             }
         };
-        Self { file, records: records.into() }
+        Self { file, records: Records { all: records, generation: 0 }.into(), turns: Turns::default() }
     }
 
     /// What is known of a pod.
     pub fn get(&self, uid: &str) -> Option<Record> {
-        self.records.lock().get(uid).cloned()
+        self.records.lock().all.get(uid).cloned()
     }
 
     /// All of it.
     pub fn all(&self) -> BTreeMap<String, Record> {
-        self.records.lock().clone()
+        self.records.lock().all.clone()
     }
 
-    /// Remembers a pod.
-    pub fn put(&self, uid: &str, record: Record) -> std::io::Result<()> {
-        let mut records = self.records.lock();
-        if records.get(uid) == Some(&record) {
-            return Ok(());
-        }
-        records.insert(uid.to_owned(), record);
-        self.save(&records)
+    /// Remembers a pod; it is in the file when this returns.
+    pub async fn put(&self, uid: &str, record: Record) -> std::io::Result<()> {
+        let generation = {
+            let mut records = self.records.lock();
+            if records.all.get(uid) != Some(&record) {
+                records.all.insert(uid.to_owned(), record);
+                records.generation += 1;
+            }
+            records.generation
+        };
+        self.save(generation).await
     }
 
     /// Forgets a pod.
-    pub fn remove(&self, uid: &str) -> std::io::Result<()> {
-        let mut records = self.records.lock();
-        if records.remove(uid).is_none() { Ok(()) } else { self.save(&records) }
+    pub async fn remove(&self, uid: &str) -> std::io::Result<()> {
+        let generation = {
+            let mut records = self.records.lock();
+            if records.all.remove(uid).is_some() {
+                records.generation += 1;
+            }
+            records.generation
+        };
+        self.save(generation).await
     }
 
     /// Removes the file.
     pub fn erase(&self) -> std::io::Result<()> {
-        self.records.lock().clear();
+        self.records.lock().all.clear();
         match std::fs::remove_file(&self.file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
 
-    fn save(&self, records: &BTreeMap<String, Record>) -> std::io::Result<()> {
-        // It need not survive a power cut: neither does any pod's namespace.
-        new_content(&self.file, &serde_json::to_vec(records)?, 0o600)?
-            .persist(&self.file)
-            .map_err(|error| error.error)?;
-        Ok(())
+    async fn save(&self, generation: u64) -> std::io::Result<()> {
+        let work = async {
+            let (text, generation) = {
+                let records = self.records.lock();
+                (serde_json::to_vec(&records.all)?, records.generation)
+            };
+            // It need not survive a power cut: neither does any pod's namespace.
+            new_content(&self.file, &text, 0o600)?.persist(&self.file).map_err(|error| error.error)?;
+            Ok(generation)
+        };
+        self.turns.reach(generation, work).await
     }
 }
 

@@ -33,8 +33,8 @@ fn a_command_name_cannot_forge_the_start_time() {
     assert_eq!(start_time("7 (a"), None);
 }
 
-#[test]
-fn what_is_remembered_survives_and_nonsense_counts_as_nothing() {
+#[tokio::test]
+async fn what_is_remembered_survives_and_nonsense_counts_as_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let record = Record {
         namespace: "shop".into(),
@@ -46,10 +46,10 @@ fn what_is_remembered_survives_and_nonsense_counts_as_nothing() {
         since: Some(7),
         written_by: vec!["nftables".into()],
     };
-    Remembered::load(dir.path()).put(UID, record.clone()).unwrap();
+    Remembered::load(dir.path()).put(UID, record.clone()).await.unwrap();
     let again = Remembered::load(dir.path());
     assert_eq!(again.get(UID), Some(record));
-    again.remove(UID).unwrap();
+    again.remove(UID).await.unwrap();
     assert!(Remembered::load(dir.path()).all().is_empty());
     std::fs::write(dir.path().join("pods.json"), b"{\"x\":").unwrap();
     assert!(Remembered::load(dir.path()).all().is_empty());

@@ -9,6 +9,7 @@
 //! name; and all of it happens off the threads that serve everything else.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -261,6 +262,10 @@ fn look(tracked: &mut Tracked, policy: &Policy, exempt: &Exempt, outside: &Outsi
             left.push(connection);
             continue;
         }
+        if verdict == Verdict::EndIdle && !still(&mut tracked.diag, connection, |now| due(now, age, policy)) {
+            left.push(connection);
+            continue;
+        }
         match tracked.diag.destroy(&socket.id) {
             Ok(()) => {
                 tracked.ended += 1;
@@ -294,16 +299,36 @@ fn look(tracked: &mut Tracked, policy: &Policy, exempt: &Exempt, outside: &Outsi
     )
 }
 
+/// Whether a connection that was found idle in a list is so at this moment: a list takes long enough for a request to
+/// begin. One that is gone is as good as idle.
+fn still(diag: &mut Diag, connection: &Connection, verdict: impl Fn(&Connection) -> Verdict) -> bool {
+    match diag.get(&connection.socket.id) {
+        Ok(Some(socket)) => verdict(&Connection { socket, side: connection.side }) == Verdict::EndIdle,
+        Ok(None) | Err(_) => true,
+    }
+}
+
+/// What became of the connections of a pod that leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// All are idle or ended.
+    Idle,
+    /// So many were busy when the time was over.
+    Busy(usize),
+    /// The pod does not leave after all.
+    CalledOff,
+}
+
 /// Before a pod leaves the mesh: ends the connections that its programs dialled through the proxy as they become
-/// idle, and waits until those it serves are idle too. Returns after `most` at the latest, with the number that
-/// were still busy; `least` gives the peers time to learn that new connections go past the proxy.
+/// idle, and waits until those it serves are idle too. Returns at the end of `time` at the latest; its beginning gives
+/// the peers time to learn that new connections go past the proxy. Ends nothing more once it is `called_off`.
 pub async fn drain(
     namespace: &NetNs,
     exempt: &Exempt,
     policy: &Policy,
-    least: Duration,
-    most: Duration,
-) -> std::io::Result<usize> {
+    time: Range<Duration>,
+    called_off: impl Fn() -> bool + Send,
+) -> std::io::Result<Drained> {
     let mut diag = Diag::open(namespace)?;
     let start = Instant::now();
     // Every end has its turn at once here: nobody else will act.
@@ -320,10 +345,16 @@ pub async fn drain(
         let busy;
         (diag, busy) = look.await.map_err(std::io::Error::other)?;
         let busy = busy?;
-        if elapsed >= most || (busy == 0 && elapsed >= least) {
-            return Ok(busy);
+        if busy == 0 && elapsed >= time.start {
+            return Ok(Drained::Idle);
+        }
+        if elapsed >= time.end {
+            return Ok(Drained::Busy(busy));
         }
         tokio::time::sleep(TICK).await;
+        if called_off() {
+            return Ok(Drained::CalledOff);
+        }
     }
 }
 
@@ -337,8 +368,11 @@ fn drain_once(diag: &mut Diag, exempt: &Exempt, policy: &Policy, age: Duration) 
         match due(&connection, age, policy) {
             Verdict::Wait(_) if connection.socket.state == State::Established => busy += 1,
             Verdict::Wait(_) => {}
-            _ if connection.side == Side::Client => diag.destroy(&connection.socket.id)?,
-            _ => {}
+            _ if connection.side == Side::Server => {}
+            _ if still(diag, &connection, |now| due(now, age, policy)) => {
+                diag.destroy(&connection.socket.id)?;
+            }
+            _ => busy += 1,
         }
     }
     Ok(busy)

@@ -104,6 +104,11 @@ impl Api {
                 }
                 found(self.pod(name))
             }
+            ["api", "v1", "namespaces", "ambit-system", "serviceaccounts", "ambit-cni", "token"] => {
+                let status =
+                    json!({"token": "the plugin's token", "expirationTimestamp": "2100-01-01T00:00:00Z"});
+                json_response(201, &json!({"metadata": {}, "spec": {"audiences": []}, "status": status}))
+            }
             ["apis", "apps", "v1", "namespaces", "ambit-system", "daemonsets", "ambit-agent"] => {
                 let there = self.0.state.lock().daemonset;
                 found(there.then(|| json!({"metadata": {"name": "ambit-agent"}})))

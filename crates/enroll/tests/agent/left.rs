@@ -11,7 +11,10 @@ fn the_plugin_is_left_a_way_to_the_api_server_that_goes_with_the_mesh() {
         world.start_agent();
         world.until("it is there", |_| left.exists()).await;
         let text = std::fs::read_to_string(&left).unwrap();
-        assert!(text.contains("\"token\":\"the token\"") && text.contains("https://10.0.0.1:443"), "{text}");
+        assert!(
+            text.contains("\"token\":\"the plugin's token\"") && text.contains("https://10.0.0.1:443"),
+            "{text}"
+        );
         world.stop_agent().await;
         assert!(left.exists(), "while the agent is away it is needed");
         world.api.remove_daemonset();

@@ -373,6 +373,8 @@ fn a_pod_that_is_in_by_its_own_label_waits_for_an_agent_that_is_away() {
             })
             .await;
         world.stop_agent().await;
+        // Nobody else can be asked: the list alone decides.
+        std::fs::remove_file(enroll::config::access_file(&world.run_dir())).unwrap();
         world.new_pod("plain", "b", "10.77.2.2");
         world.api.patch_pod("b", &json!({"metadata": {"labels": {"istio.io/dataplane-mode": "ambient"}}}));
         let outcome = world.cni_add("plain", "b", "10.77.2.2").await;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use serde_json::{Value, json};
 
 use super::super::Known;
@@ -28,6 +28,7 @@ AiA5Xh7hrReCm6eg4kokqWgasDD92HCfxVq4L6XJ6PeDmw==
 /// An API server on loopback that knows one token and answers 200, or what it is told to.
 struct Server {
     dir: tempfile::TempDir,
+    server: String,
     state: Arc<parking_lot::Mutex<Seen>>,
     task: tokio::task::JoinHandle<std::io::Result<()>>,
 }
@@ -35,6 +36,11 @@ struct Server {
 struct Seen {
     status: StatusCode,
     asked: Vec<String>,
+    /// How it answers who wants a token made.
+    making: StatusCode,
+    /// For how long tokens are made, and what was asked for.
+    life: Duration,
+    made: Vec<(String, Value)>,
 }
 
 type Shared = State<Arc<parking_lot::Mutex<Seen>>>;
@@ -59,11 +65,7 @@ async fn answer(state: Shared, headers: &HeaderMap, what: String, object: Value)
     let status = if known { seen.status } else { StatusCode::UNAUTHORIZED };
     match status {
         StatusCode::OK => axum::Json(object).into_response(),
-        status => {
-            let refusal = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no",
-                "reason": "no", "code": status.as_u16()});
-            (status, axum::Json(refusal)).into_response()
-        }
+        status => refusal(status),
     }
 }
 
@@ -93,32 +95,73 @@ async fn namespace(state: Shared, UrlPath(name): UrlPath<String>, headers: Heade
     answer(state, &headers, name, object).await
 }
 
+async fn make(
+    state: Shared,
+    UrlPath((namespace, name)): UrlPath<(String, String)>,
+    axum::Json(request): axum::Json<Value>,
+) -> Response {
+    let mut seen = state.lock();
+    if seen.making != StatusCode::CREATED {
+        return refusal(seen.making);
+    }
+    seen.made.push((format!("{namespace}/{name}"), request));
+    let until = k8s_openapi::jiff::Timestamp::try_from(SystemTime::now() + seen.life).unwrap();
+    let answer = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {},
+        "spec": {"audiences": ["api"]}, "status": {"token": "the-token", "expirationTimestamp": until.to_string()}});
+    (StatusCode::CREATED, axum::Json(answer)).into_response()
+}
+
+fn refusal(status: StatusCode) -> Response {
+    let refusal = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "no",
+        "code": status.as_u16()});
+    (status, axum::Json(refusal)).into_response()
+}
+
 impl Server {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let state = Arc::new(parking_lot::Mutex::new(Seen { status: StatusCode::OK, asked: vec![] }));
+        let state = Arc::new(parking_lot::Mutex::new(Seen {
+            status: StatusCode::OK,
+            asked: vec![],
+            making: StatusCode::CREATED,
+            life: LIFE,
+            made: vec![],
+        }));
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let server = format!("http://{}", listener.local_addr().unwrap());
         let router = axum::Router::new()
             .route("/api/v1/namespaces/{namespace}/pods/{name}", get(pod))
             .route("/api/v1/namespaces/{name}", get(namespace))
+            .route("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token", post(make))
             .with_state(state.clone());
         let task = tokio::spawn(async move { axum::serve(listener, router).await });
-        let made = Self { dir, state, task };
+        let made = Self { dir, state, task, server };
         // Without TLS no certificate is looked at, but one must be there to be read.
         std::fs::write(made.dir.path().join("ca.crt"), CERTIFICATE).unwrap();
-        made.token("the-token\n");
-        made.access(server).leave(&access_file(made.dir.path())).unwrap();
+        std::fs::write(made.dir.path().join("token"), "of-the-agent\n").unwrap();
+        made.access().leave(Some("the-token"), &made.file()).unwrap();
         made
     }
 
-    fn access(&self, server: String) -> Access {
+    fn access(&self) -> Access {
         let file = |name: &str| self.dir.path().join(name);
-        Access { server, ca_file: file("ca.crt"), token_file: file("token") }
+        Access { server: self.server.clone(), ca_file: file("ca.crt"), token_file: file("token") }
     }
 
-    fn token(&self, text: &str) {
-        std::fs::write(self.dir.path().join("token"), text).unwrap();
+    fn file(&self) -> PathBuf {
+        access_file(self.dir.path())
+    }
+
+    /// What an agent does that has just started.
+    fn keeper(&self) -> Keeper {
+        let client = Client::try_from(kube::Config::new(self.server.parse().unwrap())).unwrap();
+        Keeper::new(self.access(), client, "ambit-system", self.file())
+    }
+
+    /// The token that the plugin has.
+    fn left(&self) -> String {
+        let there: Value = serde_json::from_slice(&std::fs::read(self.file()).unwrap()).unwrap();
+        there["users"][0]["user"]["token"].as_str().unwrap().to_owned()
     }
 
     fn says(&self, status: StatusCode) {
@@ -195,7 +238,7 @@ async fn selectors_of_ones_own_hold_for_the_plugin_too() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_cannot_tell_leaves_it_to_the_list() {
+async fn an_api_server_that_refuses_to_tell_leaves_it_to_the_list() {
     let server = Server::start().await;
     for status in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::NOT_FOUND] {
         server.says(status);
@@ -217,29 +260,76 @@ async fn an_api_server_that_cannot_tell_leaves_it_to_the_list() {
     assert!(!exempt, "nobody is asked about the agent's own pod");
 }
 
+/// The list may be older than the label that puts the pod into the mesh, so it is no leave to start.
 #[tokio::test]
-async fn what_the_agent_leaves_follows_its_token_and_is_for_root_only() {
+async fn while_neither_agent_nor_api_server_answers_every_pod_waits_but_those_that_are_never_in() {
+    let server = Server::start().await;
+    server.knows(&[]);
+    let gone = Access { server: "http://127.0.0.1:1".to_owned(), ..server.access() };
+    for broken in [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::BAD_REQUEST, StatusCode::OK] {
+        server.says(broken);
+        if broken == StatusCode::OK {
+            // Nobody listens there.
+            gone.leave(Some("the-token"), &server.file()).unwrap();
+        }
+        let waits = server.add("plain", "a", json!({})).await.stdout.unwrap();
+        assert_eq!(waits["code"], 11, "{broken}: {waits}");
+        assert!(
+            server.starts("kube-system", "a").await && server.starts("ambit-system", "ambit-agent-new").await
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_plugins_token_is_of_an_account_of_its_own_bound_to_no_pod_and_for_root_only() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let server = Server::start().await;
-    let file = access_file(server.dir.path());
-    let before = std::fs::metadata(&file).unwrap();
+    std::fs::remove_file(server.file()).unwrap();
+    let mut keeper = server.keeper();
+    keeper.tend().await;
+    assert_eq!(server.left(), "the-token");
+    let (account, request) = server.state.lock().made[0].clone();
+    assert_eq!(account, "ambit-system/ambit-cni");
+    assert_eq!(request["spec"]["expirationSeconds"], 86400);
+    assert!(request["spec"].get("boundObjectRef").is_none(), "{request}");
+    let before = std::fs::metadata(server.file()).unwrap();
     assert_eq!(before.permissions().mode() & 0o777, 0o600);
-    let address = {
-        let there: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-        there["clusters"][0]["cluster"]["server"].as_str().unwrap().to_owned()
-    };
-    let access = server.access(address);
-    access.leave(&file).unwrap();
-    assert_eq!(std::fs::metadata(&file).unwrap().ino(), before.ino(), "what is right is not written again");
-    server.token("another");
-    access.leave(&file).unwrap();
-    server.knows(&[]);
-    // The server knows nothing of the other one: now the list decides.
-    assert!(server.starts("plain", "in-by-its-own-label").await);
-    server.token("the-token");
-    access.leave(&file).unwrap();
     assert!(!server.starts("plain", "in-by-its-own-label").await);
-    std::fs::remove_file(server.dir.path().join("token")).unwrap();
-    assert!(access.leave(&file).is_err());
-    assert!(!server.starts("plain", "in-by-its-own-label").await, "what was left before stays");
+
+    keeper.tend().await;
+    assert_eq!(
+        std::fs::metadata(server.file()).unwrap().ino(),
+        before.ino(),
+        "what is right is not written again"
+    );
+    assert_eq!(server.state.lock().made.len(), 1, "and a young token not replaced");
+    std::fs::remove_file(server.file()).unwrap();
+    keeper.tend().await;
+    assert_eq!((server.left().as_str(), server.state.lock().made.len()), ("the-token", 1));
+    // A server that gives it for a moment only is asked again before it ends.
+    server.state.lock().life = Duration::ZERO;
+    let mut keeper = server.keeper();
+    keeper.tend().await;
+    keeper.tend().await;
+    assert_eq!(server.state.lock().made.len(), 3);
+}
+
+#[tokio::test]
+async fn an_agent_that_gets_no_token_leaves_what_there_is_and_its_own_where_it_may_have_none() {
+    let server = Server::start().await;
+    let mut keeper = server.keeper();
+    server.state.lock().making = StatusCode::INTERNAL_SERVER_ERROR;
+    keeper.tend().await;
+    assert_eq!(server.left(), "the-token", "an agent before it left that, for a day");
+    std::fs::remove_file(server.file()).unwrap();
+    keeper.tend().await;
+    assert_eq!(server.left(), "of-the-agent");
+    // An installation of before there was such an account: the agent's own token follows its renewals.
+    server.state.lock().making = StatusCode::FORBIDDEN;
+    std::fs::write(server.dir.path().join("token"), "renewed").unwrap();
+    keeper.tend().await;
+    assert_eq!(server.left(), "renewed");
+    server.state.lock().making = StatusCode::CREATED;
+    keeper.tend().await;
+    assert_eq!(server.left(), "the-token");
 }
