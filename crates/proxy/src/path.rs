@@ -79,8 +79,8 @@ pub(crate) async fn outbound(home: &Home, accepted: Accepted) {
     };
     let result = match &decision {
         Decision::Tunnel(route) => {
-            let _listed = row(route.hop, if route.inner.is_some() { "DOUBLEHBONE" } else { "HBONE" });
-            through_tunnel(home, &source, route, peer, socket, &flow).await
+            let listed = row(route.hop, if route.inner.is_some() { "DOUBLEHBONE" } else { "HBONE" });
+            through_tunnel(home, &source, route, peer, socket, &flow, &listed).await
         }
         Decision::Passthrough { to, .. } => {
             let _listed = row(*to, "TCP");

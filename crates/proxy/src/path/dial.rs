@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::flows::Flow;
 use crate::outdated;
 use crate::pods::Home;
+use crate::pods::connections::Registration;
 use crate::pool::{Key, Lease};
 use crate::sockets::Held;
 
@@ -30,6 +31,7 @@ pub(super) async fn through_tunnel(
     client: SocketAddr,
     socket: Held,
     flow: &Rc<Flow>,
+    listed: &Registration,
 ) -> Result<(), Failure> {
     let head = Head {
         authority: route.authority.clone(),
@@ -52,12 +54,13 @@ pub(super) async fn through_tunnel(
     let copied = match &route.inner {
         None => {
             drop(head);
+            listed.proven(lease.tunnel.identity());
             flow.established(Some(lease.tunnel.identity()));
             let socket = socket.take().map_err(Failure::Copy)?;
             stream.carry(socket, flow.clone()).await
         }
         Some(inner) => {
-            Box::pin(through_gateway(home, source, route, inner, head, socket, stream, flow)).await?
+            Box::pin(through_gateway(home, source, route, inner, head, socket, stream, flow, listed)).await?
         }
     };
     copied.map_err(|error| match lease.tunnel.is_closed() && lease.tunnel.is_revoked() {
@@ -92,6 +95,7 @@ async fn through_gateway(
     socket: Held,
     outer: Stream,
     flow: &Rc<Flow>,
+    listed: &Registration,
 ) -> Result<io::Result<()>, Failure> {
     let context = &home.context;
     head.network = Some(context.config.network.as_str().into());
@@ -104,6 +108,7 @@ async fn through_gateway(
     let tunnel =
         hbone::Tunnel::handshake(near, route.hop, &credential, &inner.expect, &context.settings).await?;
     let hbone::Opened { stream: mut upstream, baggage } = tunnel.open(&head).await?;
+    listed.proven(tunnel.identity());
     flow.answered(baggage.as_ref(), tunnel.identity());
     let socket = socket.take().and_then(|socket| tokio::net::TcpStream::from_std(socket.into()));
     let socket = socket.map_err(Failure::Copy)?;

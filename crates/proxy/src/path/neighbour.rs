@@ -86,7 +86,8 @@ impl Neighbour {
         );
         let ends = [opening, arriving].map(|opening| Rc::new(flows.open(opening.within_node(self.target))));
         let row = |original| Row { src: peer, original, actual: self.target, protocol: "TCP" };
-        let _listed = home.pod.connections.outbound(row(Some(called.to_string())));
+        let listed = home.pod.connections.outbound(row(Some(called.to_string())));
+        listed.proven(&self.workload.identity);
         let service = route.service.as_ref().map(|service| service.key.hostname.to_string());
         let result = self.carry(home, source, row(service), socket, peer, &ends).await;
         for flow in &ends {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh::{Connection, Policy, Verdict, View, Workload, authorize};
+use mesh::{Connection, Identity, Policy, Verdict, View, Workload, authorize};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -23,6 +23,16 @@ struct Entry {
     row: Row,
     /// For inbound connections: the facts that policies ask about, and how to say that they are no longer allowed.
     judged: Option<(Connection, Option<oneshot::Sender<Verdict>>)>,
+    /// For outbound connections: whom the other end has proven to be.
+    proven: Option<Box<Identity>>,
+}
+
+impl Entry {
+    /// Whom the other end has proven to be.
+    fn identity(&self) -> Option<&Identity> {
+        let caller = self.judged.as_ref().and_then(|(connection, _)| connection.identity.as_ref());
+        caller.or(self.proven.as_deref())
+    }
 }
 
 /// A connection in a dump.
@@ -63,7 +73,7 @@ impl Connections {
         let mut live = self.0.lock();
         live.next += 1;
         let id = live.next;
-        live.by_id.insert(id, Entry { row, judged });
+        live.by_id.insert(id, Entry { row, judged, proven: None });
         Registration { connections: self.clone(), id, revoked }
     }
 
@@ -88,15 +98,20 @@ impl Connections {
         rows.sort_by_key(|(id, _)| **id);
         let list = |inbound: bool| -> Vec<Value> {
             let rows = rows.iter().filter(|(_, entry)| entry.judged.is_some() == inbound);
-            let row = |row: &Row| {
-                json!({
+            let entry = |entry: &Entry| {
+                let row = &entry.row;
+                let mut shown = json!({
                     "src": row.src.to_string(),
                     "originalDst": row.original,
                     "actualDst": row.actual.to_string(),
                     "protocol": row.protocol,
-                })
+                });
+                if let Some(identity) = entry.identity() {
+                    shown["identity"] = identity.to_string().into();
+                }
+                shown
             };
-            rows.map(|(_, entry)| row(&entry.row)).collect()
+            rows.map(|(_, shown)| entry(shown)).collect()
         };
         json!({ "inbound": list(true), "outbound": list(false) })
     }
@@ -108,6 +123,13 @@ impl Connections {
 }
 
 impl Registration {
+    /// The other end of an outbound connection has proven to be `identity`.
+    pub(crate) fn proven(&self, identity: &Identity) {
+        if let Some(entry) = self.connections.0.lock().by_id.get_mut(&self.id) {
+            entry.proven = Some(Box::new(identity.clone()));
+        }
+    }
+
     /// Waits until the connection is no longer allowed.
     pub(crate) async fn revoked(&mut self) -> Verdict {
         match &mut self.revoked {

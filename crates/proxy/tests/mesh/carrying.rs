@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh::{NetworkAddress, PortMapping, Service, ServiceKey, ServicePort};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{World, call, echo, eventually, log, workload};
+use crate::harness::{World, call, echo, eventually, identity, log, workload};
 use crate::namespaces::in_a_node;
 
 const BYTES: &str = "istio_tcp_received_bytes_total";
@@ -87,7 +87,14 @@ fn counters_grow_while_a_connection_is_open_and_the_dump_lists_it() {
         let outbound = &dump["workloadState"]["uid-a"]["connections"]["outbound"][0];
         assert_eq!(outbound["originalDst"], world.b.at(8080).to_string());
         assert_eq!(outbound["actualDst"], world.b.at(15008).to_string());
+        // Whom the other end has proven to be.
+        let proven = |account| identity(account).to_string();
+        assert_eq!(
+            (&outbound["identity"], &connections["inbound"][0]["identity"]),
+            (&proven("b").into(), &proven("a").into())
+        );
         assert_eq!(dump["certificates"][0]["state"], "Available");
+        assert!(!dump.to_string().contains("PRIVATE KEY"));
     });
 }
 
