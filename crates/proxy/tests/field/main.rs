@@ -1,6 +1,6 @@
 //! What went wrong for users of meshes elsewhere, played again with whole proxies, spoken to from outside only: needs
-//! root. Sizes are those that CI bears; with `AMBIT_TEST_FULL=1` they are the sizes of the cases themselves (and need some
-//! 60,000 descriptors and half an hour).
+//! root. Sizes are those that CI bears; with `AMBIT_TEST_FULL=1` they are those of the cases themselves, as far as
+//! 20,000 descriptors go round: both proxies, clients and servers are one process here.
 
 #[allow(dead_code)]
 #[path = "../mesh/control.rs"]

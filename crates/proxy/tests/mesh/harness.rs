@@ -343,6 +343,12 @@ pub mod log {
         let _ = tracing_subscriber::registry().with(Collect(lines)).try_init();
     }
 
+    /// Lets go of what was collected: it is no memory of the proxies.
+    #[allow(dead_code)] // Not every program that has this module measures memory.
+    pub fn forget() {
+        *LINES.get_or_init(Arc::default).lock().unwrap() = Vec::new();
+    }
+
     pub fn lines(direction: &str, message: &str) -> Vec<Line> {
         let lines = LINES.get_or_init(Arc::default).lock().unwrap();
         let wanted = |line: &&Line| {
