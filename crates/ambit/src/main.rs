@@ -33,6 +33,8 @@ enum Command {
     Dashboard(cmd::dashboard::Args),
     /// Why something is as it is: `ambit explain pod NAMESPACE/NAME`
     Explain(cmd::explain::Args),
+    /// The mesh's certificate authority: where its root stands, and its rotation
+    Ca(cmd::ca::Args),
     /// Run the control plane
     Control(cmd::control::Args),
     /// Run the node agent
@@ -58,6 +60,7 @@ fn main() -> std::process::ExitCode {
         Command::Uninstall(args) => cmd::install::uninstall(args),
         Command::Dashboard(args) => cmd::dashboard::run(args),
         Command::Explain(args) => cmd::explain::run(args),
+        Command::Ca(args) => cmd::ca::run(args),
         Command::Control(args) => cmd::control::run(args),
         Command::Agent(args) => cmd::agent::run(args),
         Command::Cni(args) => cmd::cni::run(args),

@@ -1,5 +1,6 @@
 //! The subcommands, one module each.
 pub mod agent;
+pub mod ca;
 pub mod cni;
 pub mod control;
 pub mod dashboard;
