@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
-use kube::api::{Api, ListParams};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, PostParams};
 use kube::{Client, ResourceExt};
 use support::{MANIFESTS, TestLab, eventually, generations, pod, processes, text};
 
@@ -137,8 +137,13 @@ async fn two_labels_secure_every_scrape_and_nothing_that_dies_takes_one_with_it(
     prometheus.all_up().await;
     assert_eq!(generations(&client).await, before);
 
-    // The mesh goes: everything works on, and nothing of it is left.
+    // The mesh goes: everything works on, and nothing of it is left, nor any word that a policy is in force.
+    let policies = policies(&client);
+    let policy = serde_json::json!({ "metadata": { "name": "all" }, "spec": { "rules": [{}] } });
+    policies.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
+    eventually("the policy to be accepted", || async { said(&policies).await.map(drop) }).await;
     lab.must(&["uninstall", "-y"]);
+    assert_eq!(said(&policies).await, Err("nothing".to_owned()));
     assert!(Api::<Namespace>::all(client.clone()).get_opt("ambit-system").await.unwrap().is_none());
     prometheus.all_up().await;
     let maps = Api::<ConfigMap>::all(client.clone())
@@ -153,6 +158,19 @@ async fn two_labels_secure_every_scrape_and_nothing_that_dies_takes_one_with_it(
 
     lab.must(&["lab", "down", "--name", &lab.name]);
     assert_eq!(lab.leftovers(), Vec::<String>::new());
+}
+
+fn policies(client: &Client) -> Api<DynamicObject> {
+    let gvk = GroupVersionKind::gvk("security.istio.io", "v1", "AuthorizationPolicy");
+    let resource = ApiResource::from_gvk_with_plural(&gvk, "authorizationpolicies");
+    Api::namespaced_with(client.clone(), "legacy", &resource)
+}
+
+/// What is said of the policy.
+async fn said(policies: &Api<DynamicObject>) -> Result<String, String> {
+    let policy = policies.get("all").await.map_err(|error| error.to_string())?;
+    let condition = &policy.data["status"]["conditions"][0]["type"];
+    condition.as_str().map(str::to_owned).ok_or("nothing".to_owned())
 }
 
 async fn kill(lab: &TestLab, subcommand: &str) {

@@ -84,7 +84,11 @@ pub fn uninstall(args: UninstallArgs) -> anyhow::Result<ExitCode> {
             eprintln!("Nothing was removed");
             return Ok(ExitCode::FAILURE);
         }
-        install::remove(client, &components, args.timeout, |title| eprintln!("✔ {title} removed")).await?;
+        let progress = |title: &str, kept: &[String]| match kept {
+            [] => eprintln!("✔ {title} removed"),
+            kept => eprintln!("✔ {title} removed, except what is in use: {}", kept.join(", ")),
+        };
+        install::remove(client, &components, args.timeout, progress).await?;
         eprintln!("✔ Uninstall complete");
         Ok(ExitCode::SUCCESS)
     })

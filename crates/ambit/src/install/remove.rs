@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use control::state::StatusKind;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
-use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PropagationPolicy};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PropagationPolicy};
 use kube::{Client, ResourceExt};
 use tokio::time::{Instant, sleep};
 
@@ -55,12 +56,13 @@ fn full_name(object: &impl ResourceExt) -> String {
     format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any())
 }
 
-/// Removes what [`apply`](super::apply()) brought, in the reverse order. `progress` is told of each part.
+/// Removes what [`apply`](super::apply()) brought, in the reverse order. `progress` is told of each part, and what of it
+/// stays because it is in use.
 pub async fn remove(
     client: Client,
     components: &[Component],
     timeout: Duration,
-    mut progress: impl FnMut(&str),
+    mut progress: impl FnMut(&str, &[String]),
 ) -> anyhow::Result<()> {
     let deadline = Instant::now() + timeout;
     let namespace = components
@@ -74,52 +76,93 @@ pub async fn remove(
     let (agents, rest): (Vec<_>, Vec<_>) =
         components.iter().partition(|component| component.title == "Node agent");
     for component in agents {
-        delete_all(&mut objects, component).await?;
+        let kept = delete_all(&mut objects, component).await?;
         pods_gone(&client, &namespace, "app=ambit-agent", deadline).await?;
-        progress(component.title);
+        progress(component.title, &kept);
     }
     for component in rest.into_iter().rev() {
         if component.title == "Namespace" {
             delete_spread_maps(&client).await?;
         }
-        delete_all(&mut objects, component).await?;
+        let kept = delete_all(&mut objects, component).await?;
         match component.title {
             "Node proxy" => pods_gone(&client, &namespace, "app=ztunnel", deadline).await?,
-            // Only then the root certificates stay deleted.
-            "Control plane" => pods_gone(&client, &namespace, "app=ambit-control", deadline).await?,
+            // Only then the root certificates stay deleted, and what was said of objects stays unsaid.
+            "Control plane" => {
+                pods_gone(&client, &namespace, "app=ambit-control", deadline).await?;
+                take_back_status(&client).await?;
+            }
             _ => {}
         }
-        progress(component.title);
+        progress(component.title, &kept);
     }
     gone(&client, &namespace, deadline).await
 }
 
-async fn delete_all(objects: &mut Objects, component: &Component) -> anyhow::Result<()> {
+/// Deletes the objects of a component; what is in use stays and is named.
+async fn delete_all(objects: &mut Objects, component: &Component) -> anyhow::Result<Vec<String>> {
+    let mut kept = Vec::new();
     for object in component.objects.iter().rev() {
-        let result = delete_one(objects, object).await;
-        result.with_context(|| format!("cannot delete {}", label(object)))?;
+        let deleted = delete_one(objects, object).await;
+        if !deleted.with_context(|| format!("cannot delete {}", label(object)))? {
+            kept.push(object.name_any());
+        }
     }
-    Ok(())
+    Ok(kept)
 }
 
-/// Deletes what this installation made. What somebody else made stays, and so does a definition in use: users'
-/// policies are not ours to destroy.
-async fn delete_one(objects: &mut Objects, object: &DynamicObject) -> anyhow::Result<()> {
+/// Deletes what this installation made. What somebody else made stays, and so does a definition in use, which is
+/// answered by false: users' policies are not ours to destroy.
+async fn delete_one(objects: &mut Objects, object: &DynamicObject) -> anyhow::Result<bool> {
     let api = objects.api_for(object).await?;
     let name = object.metadata.name.as_deref().unwrap_or_default();
-    let Some(present) = api.get_opt(name).await? else { return Ok(()) };
-    let foreign = present.labels().get(MANAGED_BY.0).is_none_or(|value| value != MANAGED_BY.1);
-    if foreign
-        || (label(object).starts_with("CustomResourceDefinition ") && in_use(objects, &present).await?)
-    {
-        return Ok(());
+    let Some(present) = api.get_opt(name).await? else { return Ok(true) };
+    if present.labels().get(MANAGED_BY.0).is_none_or(|value| value != MANAGED_BY.1) {
+        return Ok(true);
+    }
+    if label(object).starts_with("CustomResourceDefinition ") && in_use(objects, &present).await? {
+        return Ok(false);
     }
     let params =
         DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..Default::default() };
     match api.delete(name, &params).await {
         Err(error) if !is_not_found(&error) => Err(error.into()),
-        _ => Ok(()),
+        _ => Ok(true),
     }
+}
+
+/// Takes back conditions and addresses that the control plane wrote on objects: nobody keeps them true any more. What
+/// others wrote beside them stays.
+async fn take_back_status(client: &Client) -> anyhow::Result<()> {
+    use StatusKind::{AuthorizationPolicy, Service, ServiceEntry, WorkloadEntry};
+    for kind in [Service, ServiceEntry, WorkloadEntry, AuthorizationPolicy] {
+        let (resource, manager) = control::status::written(kind);
+        let all = Api::<DynamicObject>::all_with(client.clone(), &resource);
+        let found = match all.list_metadata(&ListParams::default()).await {
+            Err(error) if is_not_found(&error) => continue,
+            found => found.with_context(|| format!("cannot list {}", resource.plural))?,
+        };
+        let ours = |object: &&kube::core::PartialObjectMeta<DynamicObject>| {
+            object.managed_fields().iter().any(|entry| entry.manager.as_deref() == Some(manager))
+        };
+        for object in found.iter().filter(ours) {
+            let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+            let api = Api::<DynamicObject>::namespaced_with(client.clone(), &namespace, &resource);
+            let nothing = serde_json::json!({
+                "apiVersion": resource.api_version, "kind": resource.kind, "metadata": { "name": name },
+            });
+            let params = PatchParams::apply(manager).force();
+            match api.patch_status(&name, &params, &Patch::Apply(&nothing)).await {
+                Err(error) if !is_not_found(&error) => {
+                    return Err(error).with_context(|| {
+                        format!("cannot take back the status of {} {namespace}/{name}", resource.kind)
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn in_use(objects: &Objects, definition: &DynamicObject) -> anyhow::Result<bool> {
