@@ -236,3 +236,31 @@ async fn statuses(State(pages): State<Pages>) -> axum::Json<serde_json::Value> {
     };
     axum::Json(snapshot.statuses.iter().map(one).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use tower::Service;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_told_of_the_mesh_is_told_to_callers_of_the_loopback_only() {
+        let told = Router::new().route("/", get(async || "the mesh"));
+        let mut told = told.layer(axum::middleware::from_fn(nearby));
+        let table = [
+            ("127.0.0.1:1", 200),
+            ("127.9.9.9:1", 200),
+            ("[::1]:1", 200),
+            ("[::ffff:127.0.0.1]:1", 200),
+            ("10.0.0.7:1", 403),
+            ("[fd00::7]:1", 403),
+            ("0.0.0.0:1", 403),
+        ];
+        for (peer, wanted) in table {
+            let mut request = axum::extract::Request::new(axum::body::Body::empty());
+            let address: SocketAddr = peer.parse().unwrap();
+            request.extensions_mut().insert(ConnectInfo(address));
+            assert_eq!(told.call(request).await.unwrap().status(), wanted, "{peer}");
+        }
+    }
+}

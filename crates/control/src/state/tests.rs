@@ -143,9 +143,12 @@ fn a_service_that_takes_all_endpoints_has_the_unhealthy_ones_sent_again() {
     let mut world = two_pods();
     let unready = json!({ "status": { "conditions": [] } });
     world.hear(vec![Event::Pods(Delta::Put(fixtures::pod("web-0", "10.0.0.1", unready)))]);
+    let version = |world: &World| world.state.snapshot.addresses.get(WEB_0).unwrap().version.clone();
+    let before = version(&world);
     let all = json!({ "spec": { "publishNotReadyAddresses": true } });
     let event = Event::Services(Delta::Put(fixtures::service("web", "10.1.0.1", all)));
     assert_eq!(world.hear(vec![event]), updated(&[WEB_0, SERVICE]));
+    assert_ne!(version(&world), before, "nor is it withheld from a client that comes back");
 }
 
 #[test]

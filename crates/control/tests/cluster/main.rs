@@ -235,3 +235,33 @@ async fn policies_are_followed_as_long_as_their_definitions_are_there() {
     }
     cluster.halt().await;
 }
+
+/// A certificate of this mesh says who calls as a token does. It is bound to no pod, so that nobody else's certificate is
+/// to be had by it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_proxy_may_show_its_certificate_in_place_of_a_token() {
+    let mut cluster = Cluster::start().await;
+    let token = cluster.proxy_token().await;
+    let own = "spiffe://cluster.local/ns/ambit-system/sa/ambit-proxy";
+    let web = "spiffe://cluster.local/ns/shop/sa/web";
+    let with = async |identity: &str| {
+        let (answer, key) = certificate(cluster.connect().await, &token, identity).await.unwrap();
+        let (_, chain) = answer.cert_chain.split_last().unwrap();
+        let identity = tonic::transport::Identity::from_pem(chain.concat(), key.serialize_pem());
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(cluster.root("shop").await))
+            .domain_name("istiod.istio-system.svc")
+            .identity(identity);
+        let endpoint = Endpoint::from_shared(format!("https://{}:{}", cluster.bind, cluster.ports.grpc));
+        soon("a connection", endpoint.unwrap().tls_config(tls).unwrap().connect()).await.unwrap()
+    };
+    let channel = with(own).await;
+    let mut proxy = Proxy::connect(channel.clone(), "no token", BTreeMap::new()).await.unwrap();
+    proxy.until("the mesh", |proxy| proxy.addresses.contains_key(WEB)).await;
+    let refused = certificate(channel, "no token", web).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+    // Whoever is no node proxy may not read the mesh, however well it proves who it is.
+    let refused = Proxy::connect(with(web).await, "no token", BTreeMap::new()).await.err().unwrap();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    cluster.halt().await;
+}

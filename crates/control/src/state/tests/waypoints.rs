@@ -200,3 +200,17 @@ fn what_a_gateway_leaves_open_its_class_says() {
     let tunnel = world.workload(WEB_0).application_tunnel.unwrap();
     assert_eq!((tunnel.protocol, tunnel.port), (0, 0));
 }
+
+/// A waypoint's own service through that waypoint would be a circle; an east-west gateway's is for others to enter by.
+#[test]
+fn services_that_gateways_are_made_of_have_no_waypoint() {
+    let mut world =
+        World::new(vec![gateway("w", json!({})), namespace(named(json!({ "istio.io/use-waypoint": "w" })))]);
+    let table =
+        [("istio.io-mesh-controller", false), ("istio.io-eastwest-controller", false), ("somebody", true)];
+    for (by, bound) in table {
+        world.hear(vec![service(named(json!({ "gateway.istio.io/managed": by })))]);
+        assert_eq!(world.service(SERVICE).waypoint.is_some(), bound, "{by}");
+        assert_eq!(world.bound("web").is_some(), bound, "{by}");
+    }
+}
