@@ -2,6 +2,7 @@
 //! while the authority is away, forgotten when the last workload of an identity leaves. Keys live in memory only.
 
 mod ca;
+mod roots;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::{AcquireError, Notify, Semaphore, SemaphorePermit, watch};
 use tokio::task::AbortHandle;
 
-use crate::config::Config;
+use crate::config::{Config, Root};
 use crate::grpc::Connector;
 use ca::Authority;
 
@@ -24,6 +25,8 @@ const URGENT: usize = 2;
 const FIRST_WAIT: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(150);
+/// Over how long the renewals of a node are spread that a change of roots asks for.
+const SPREAD: Duration = Duration::from_secs(5);
 
 /// Why there is no certificate.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -79,6 +82,8 @@ pub struct Certs(Arc<Inner>);
 struct Inner {
     authority: Arc<Authority>,
     turns: Arc<Turns>,
+    /// That the authority's roots have changed.
+    roots: watch::Receiver<()>,
     entries: Mutex<BTreeMap<Identity, Entry>>,
 }
 
@@ -106,9 +111,14 @@ impl Certs {
     /// Certificates from the authority that `config` names.
     pub fn new(config: &Config) -> Self {
         let connector = Connector::new(config.ca.clone(), config.cluster_id.clone());
+        let (changed, roots) = watch::channel(());
+        if let Root::File(path) = &config.ca.root {
+            tokio::spawn(roots::follow(path.clone(), changed));
+        }
         Self(Arc::new(Inner {
             authority: Arc::new(Authority::new(connector, config.secret_ttl)),
             turns: Arc::new(Turns { ahead: Semaphore::new(IN_FLIGHT), urgent: Semaphore::new(URGENT) }),
+            roots,
             entries: Mutex::default(),
         }))
     }
@@ -132,9 +142,7 @@ impl Certs {
         }
         let (publish, state) = watch::channel(State::Initializing);
         let urgent = Arc::new(Notify::new());
-        let inner = &self.0;
-        let keep =
-            keep(inner.authority.clone(), inner.turns.clone(), urgent.clone(), identity.clone(), publish);
+        let keep = keep(self.0.source(&urgent), identity.clone(), publish);
         let task = tokio::spawn(keep).abort_handle();
         entries.insert(identity.clone(), Entry { state: state.clone(), urgent, task });
         state
@@ -178,21 +186,36 @@ impl Certs {
     }
 }
 
-/// Fetches and renews the certificate of one identity for as long as somebody holds its state.
-async fn keep(
+impl Inner {
+    fn source(&self, urgent: &Arc<Notify>) -> Source {
+        Source {
+            authority: self.authority.clone(),
+            turns: self.turns.clone(),
+            roots: self.roots.clone(),
+            urgent: urgent.clone(),
+        }
+    }
+}
+
+/// What is needed to fetch the certificate of one identity, and to know when.
+struct Source {
     authority: Arc<Authority>,
     turns: Arc<Turns>,
+    roots: watch::Receiver<()>,
     urgent: Arc<Notify>,
-    identity: Identity,
-    publish: watch::Sender<State>,
-) {
+}
+
+/// Fetches and renews the certificate of one identity for as long as somebody holds its state.
+async fn keep(mut source: Source, identity: Identity, publish: watch::Sender<State>) {
     let mut retry = FIRST_RETRY;
     let mut current: Option<Arc<Credential>> = None;
     let mut failing_since = None;
     while !publish.is_closed() {
+        // A change while the certificate is being fetched calls for another one.
+        source.roots.mark_unchanged();
         let result = {
-            let Ok(_turn) = turns.mine(&urgent).await else { return };
-            authority.issue(&identity).await
+            let Ok(_turn) = source.turns.mine(&source.urgent).await else { return };
+            source.authority.issue(&identity).await
         };
         let pause = match result {
             Ok(credential) => {
@@ -233,8 +256,16 @@ async fn keep(
                 }
             }
         };
+        let changed = async {
+            if source.roots.changed().await.is_err() {
+                // Nobody looks: the roots are in no file.
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(SPREAD.mul_f64(rand::random())).await;
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = changed => {}
             () = publish.closed() => return,
         }
     }

@@ -1,5 +1,6 @@
 //! The certificate authority is away, in all ways it can be, while certificates still have time left (D12).
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use crate::control::Control;
-use crate::harness::{World, call, echo, eventually, log};
+use crate::harness::{Proxy, World, call, echo, eventually, log};
 use crate::namespaces::{Node, in_a_node};
 
 /// What becomes of connections to the authority.
@@ -178,5 +179,42 @@ fn when_the_authority_is_away_for_longer_than_certificates_live_calls_fail_close
             call(&world.a, world.b.at(8080), b"hi").await.is_ok_and(|answer| answer == b"hi")
         })
         .await;
+    });
+}
+
+#[test]
+fn a_root_that_is_replaced_at_once_divides_the_mesh_only_until_the_nodes_hear_of_it() {
+    in_a_node(|node| async move {
+        let (control, address) = Control::start().await;
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("root-cert.pem");
+        std::fs::write(&file, control.root()).unwrap();
+        let world = World::with(&node, control, address, &[("CA_ROOT_CA", file.to_str().unwrap())]).await;
+        echo(world.b.listen(8080));
+        assert_eq!(call(&world.a, world.b.at(8080), b"hi").await.unwrap(), b"hi");
+        let roots = async |proxy: &Proxy| {
+            let dump = proxy.dump().await;
+            let all = dump["certificates"].as_array().unwrap();
+            all.iter().map(|one| one["rootCerts"].to_string()).collect::<BTreeSet<_>>()
+        };
+        let before = roots(&world.pa).await;
+        assert_eq!((before.len(), &before), (1, &roots(&world.pb).await));
+
+        world.control.replace_root();
+        let new = world.proxy_with_a_pod_of_its_own().await;
+        eventually("a node that comes now has the other root", async || {
+            let now = roots(&new).await;
+            now.len() == 1 && now.is_disjoint(&before)
+        })
+        .await;
+        assert_eq!(roots(&world.pa).await, before, "nobody told it yet");
+        std::fs::write(&file, world.control.root()).unwrap();
+        eventually("every node has the other root alone", async || {
+            let [a, b, new] = [roots(&world.pa).await, roots(&world.pb).await, roots(&new).await];
+            a == new && b == new
+        })
+        .await;
+        assert_eq!(call(&world.a, world.b.at(8080), b"hi").await.unwrap(), b"hi");
+        new.stop().await;
     });
 }

@@ -118,18 +118,8 @@ impl Control {
     }
 
     pub async fn start_on(address: &str) -> (Self, SocketAddr) {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let root = params.self_signed(&key).unwrap().pem();
-        let ca = Ca {
-            issuer: Issuer::new(params, key),
-            root,
-            failing: None,
-            lying: None,
-            lifetime: 86400,
-            issued: 0,
-        };
+        let (issuer, root) = authority();
+        let ca = Ca { issuer, root, failing: None, lying: None, lifetime: 86400, issued: 0 };
         let control = Self {
             shared: Arc::new(Shared {
                 resources: Mutex::default(),
@@ -154,6 +144,12 @@ impl Control {
     /// The certificate of the authority, PEM.
     pub fn root(&self) -> String {
         self.shared.ca.lock().unwrap().root.clone()
+    }
+
+    /// Goes over to another authority, which shares nothing with the one before.
+    pub fn replace_root(&self) {
+        let mut ca = self.shared.ca.lock().unwrap();
+        (ca.issuer, ca.root) = authority();
     }
 
     /// A certificate for a server at this address, and its key.
@@ -444,6 +440,15 @@ impl IstioCertificateService for Control {
         ca.issued += 1;
         Ok(Response::new(IstioCertificateResponse { cert_chain: vec![leaf, ca.root.clone()] }))
     }
+}
+
+/// A new root: what signs, and its certificate in PEM.
+fn authority() -> (Issuer<'static, KeyPair>, String) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = params.self_signed(&key).unwrap().pem();
+    (Issuer::new(params, key), root)
 }
 
 fn now() -> time::OffsetDateTime {
