@@ -7,6 +7,7 @@ mod away;
 mod curl;
 mod eavesdropper;
 mod load;
+mod names;
 mod plugin;
 mod rights;
 #[path = "../support/mod.rs"]
