@@ -4,7 +4,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use k8s_openapi::api::apps::v1::Deployment;
-use kube::api::{Api, Patch, PatchParams};
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 
 use crate::support::eventually;
 use crate::traffic::{answering, ask, pair, refused};
@@ -130,6 +132,47 @@ async fn a_running_mesh_changes_to_an_istiod_and_outlives_its_deaths() {
     world.kill("istiod").await;
     let late = world.start(NAMESPACE, 2, "late").await;
     assert_eq!(ask(&late, b.at(PORT), "late").await.unwrap(), "LATE");
+    client.write_all(b"still").await.unwrap();
+    let mut heard = [0; 5];
+    server.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"still", "the connection from before is the same");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an istiod in AMBIT_FOREIGN_ISTIOD"]
+async fn an_istiod_that_is_given_another_root_divides_the_mesh_only_until_the_nodes_hear_of_it() {
+    let world = World::new("isr").await;
+    world.hand_control_to_istiod().await;
+    let a = world.start(NAMESPACE, 1, "a").await;
+    let b = world.start(NAMESPACE, 2, "b").await;
+    let _answering = answering(b.listen(PORT));
+    let listener = b.listen(9000);
+    let (mut client, mut server) = pair(&a, b.at(9000), &listener).await;
+
+    let key = KeyPair::generate().unwrap();
+    let mut root = CertificateParams::default();
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = root.self_signed(&key).unwrap().pem();
+    let files = json!({"ca-cert.pem": root, "ca-key.pem": key.serialize_pem(), "cert-chain.pem": root,
+        "root-cert.pem": root});
+    let secret = json!({"metadata": {"name": "cacerts"}, "stringData": files});
+    scale(&world, 0).await;
+    let secrets = Api::<Secret>::namespaced(world.client.clone(), MESH);
+    secrets.create(&PostParams::default(), &serde_json::from_value(secret).unwrap()).await.unwrap();
+    scale(&world, 1).await;
+
+    // Its first certificate is of the other root, b's of the old one: nobody restarts anything.
+    let fresh = world.start(NAMESPACE, 1, "fresh").await;
+    eventually("old and new to understand one another", || async {
+        match ask(&fresh, b.at(PORT), "one mesh").await {
+            Ok(answer) if answer == "ONE MESH" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let log = world.log("app=ztunnel").await;
+    assert!(log.contains("the authority's roots have changed"), "{log}");
+    assert_eq!(ask(&a, b.at(PORT), "as before").await.unwrap(), "AS BEFORE");
     client.write_all(b"still").await.unwrap();
     let mut heard = [0; 5];
     server.read_exact(&mut heard).await.unwrap();

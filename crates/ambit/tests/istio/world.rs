@@ -137,11 +137,13 @@ impl World {
         container["volumeMounts"] = json!([
             {"name": "foreign", "mountPath": "/var/run/foreign/istiod", "readOnly": true},
             {"name": "certs", "mountPath": "/var/run/secrets/istio-dns"},
+            {"name": "cacerts", "mountPath": "/etc/cacerts", "readOnly": true},
             {"name": "tmp", "mountPath": "/tmp"},
         ]);
         pod["volumes"] = json!([
             {"name": "foreign", "hostPath": {"path": binary, "type": "File"}},
             {"name": "certs", "emptyDir": {"medium": "Memory"}},
+            {"name": "cacerts", "secret": {"secretName": "cacerts", "optional": true}},
             {"name": "tmp", "emptyDir": {}},
         ]);
         // One after the other: two kinds of control plane at once are not what is met here.
