@@ -133,7 +133,11 @@ where
     stream::unfold((start(), start, false), move |(mut watch, start, mut failing)| async move {
         loop {
             match watch.next().await? {
-                Ok(event) => return Some((wrap(Box::new(event)), (watch, start, false))),
+                Ok(event) => {
+                    // That a list begins does not say that it is answered.
+                    let failing = failing && matches!(event, watcher::Event::Init);
+                    return Some((wrap(Box::new(event)), (watch, start, failing)));
+                }
                 Err(error) => {
                     // Said once an outage; what was known stays.
                     if !std::mem::replace(&mut failing, true) {

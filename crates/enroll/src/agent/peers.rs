@@ -48,7 +48,7 @@ async fn watch(node: Arc<Node>) {
                 continue;
             }
         };
-        told = false;
+        told &= matches!(event, Event::Init);
         match event {
             Event::Init => fresh = Some(BTreeMap::new()),
             Event::InitApply(object) => {
