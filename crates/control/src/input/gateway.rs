@@ -143,12 +143,11 @@ impl TryFrom<DynamicObject> for Gateway {
         let given = object.data.pointer("/status/addresses").and_then(serde_json::Value::as_array);
         let addresses = given.filter(|given| !given.is_empty()).or(stated);
         let addresses = addresses.into_iter().flatten().filter_map(|address| {
-            let value = address.get("value")?.as_str()?;
-            match address.get("type").and_then(serde_json::Value::as_str).unwrap_or("IPAddress") {
-                "Hostname" => Some(Address::Hostname(value.into())),
-                "IPAddress" => Some(Address::Ip(value.parse::<IpAddr>().ok()?.to_canonical())),
-                _ => None,
+            let read = place(address);
+            if read.is_none() {
+                tracing::warn!(gateway = %key, %address, "an address of a Gateway is left out: it is none");
             }
+            read
         });
         let addresses = addresses.collect();
         Ok(Self {
@@ -170,6 +169,16 @@ impl TryFrom<DynamicObject> for Gateway {
             addresses,
             key,
         })
+    }
+}
+
+/// An address as it stands in spec or status; none when it is neither an IP address nor a name.
+fn place(address: &serde_json::Value) -> Option<Address> {
+    let value = address.get("value")?.as_str().filter(|value| !value.is_empty())?;
+    match address.get("type").and_then(serde_json::Value::as_str).unwrap_or("IPAddress") {
+        "Hostname" => Some(Address::Hostname(value.into())),
+        "IPAddress" => Some(Address::Ip(value.parse::<IpAddr>().ok()?.to_canonical())),
+        _ => None,
     }
 }
 

@@ -105,6 +105,7 @@ fn hostile_objects_harm_no_others_and_each_is_named() {
         "odd-mode",
         "odd-entry",
         "odd-written",
+        "odd-gateway",
     ] {
         assert!(told(name), "{name} is named nowhere:\n{text}");
     }
