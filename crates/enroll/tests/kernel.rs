@@ -75,7 +75,18 @@ fn net() -> Net {
         std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
     })
     .unwrap();
+    settled(&a, A6);
+    settled(&b, B6);
     Net { node, a, b }
+}
+
+/// The kernel makes the route of a new IPv6 address in its own time, also where it need not be sure of it.
+fn settled(ns: &NetNs, address: &str) {
+    let routes = || Command::new("ip").args(["-6", "route", "show", "table", "local"]).output().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !String::from_utf8_lossy(&ns.run(routes).unwrap().stdout).contains(&format!("local {address} ")) {
+        assert!(Instant::now() < deadline, "{address} never came");
+    }
 }
 
 fn at(ip: &str, port: u16) -> SocketAddr {
@@ -372,9 +383,26 @@ async fn rules_of_the_pod_itself_stay_as_they_are_and_go_on_to_work() {
     .unwrap();
     ip(&net.a, "rule add fwmark 0x7 lookup 77");
     ip(&net.a, "route add 192.0.2.0/24 dev eth0 table 77");
+    // And with the tools that older images bring, of both kinds, whatever the node uses.
+    let own: Vec<Backend> = backends().into_iter().filter(|backend| *backend != Backend::Nft).collect();
+    let saved = |backend: &Backend| {
+        let Backend::Iptables(variant) = backend else { unreachable!() };
+        let output = net.a.run(|| Command::new(variant.program(false, "save")).output()).unwrap().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines().filter(|line| line.contains("7777")).collect::<String>()
+    };
+    for backend in &own {
+        let Backend::Iptables(variant) = backend else { unreachable!() };
+        let program = variant.program(false, "restore");
+        let rule = "*filter\n-A INPUT -p udp -m udp --dport 7777 -j DROP\nCOMMIT\n";
+        firewall::run(Some(&net.a), &program, &["--noflush"], rule).await.unwrap();
+    }
+    let of_tools: Vec<String> = own.iter().map(saved).collect();
+    assert!(of_tools.iter().all(|text| text.contains("--dport 7777")), "{of_tools:?}");
     for backend in backends() {
         let before = ours(&net.a, backend);
         redirect::apply(&net.a, &options(), backend).await.unwrap();
+        assert_eq!(own.iter().map(saved).collect::<Vec<_>>(), of_tools, "beside {backend}");
         let there = traces(&net.a);
         assert!(
             there.contains("dport 9999") && there.contains("dport 5353") && there.contains("lookup 77"),
@@ -599,6 +627,11 @@ async fn what_goes_through_the_proxy_is_not_touched_until_the_pod_leaves() {
     assert_eq!(enroll::older::carried(&sockets, &exempt).len(), 1);
     redirect::stop_capturing(&net.a, Backend::Nft).await.unwrap();
     let policy = Policy::with_grace(Duration::from_secs(600));
+    // A pod that is wanted again keeps what is under way.
+    say(&mut client, &mut proxy, b"GET /metrics");
+    let drained = drain(&net.a, &exempt, &policy, Duration::ZERO..PATIENCE, || true).await.unwrap();
+    assert_eq!(drained, Drained::CalledOff);
+    say(&mut proxy, &mut client, b"200");
     let drained = drain(&net.a, &exempt, &policy, Duration::ZERO..PATIENCE, || false).await.unwrap();
     assert_eq!(drained, Drained::Idle);
     assert_eq!(client.read(&mut [0; 8]).unwrap_err().kind(), std::io::ErrorKind::ConnectionAborted);

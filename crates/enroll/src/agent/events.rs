@@ -16,6 +16,9 @@ use crate::eligibility::Reason;
 
 /// How long one event may take.
 const API_PATIENCE: Duration = Duration::from_secs(10);
+/// How long one waits for the other: of many pods that join at once nobody reads as fast, and what they wait for
+/// themselves goes first.
+const PACE: Duration = Duration::from_millis(20);
 /// How many may wait.
 const QUEUE: usize = 1024;
 
@@ -47,6 +50,7 @@ impl Events {
                     tracing::warn!(error, "cannot publish events on pods");
                 }
                 failing = result.is_err();
+                tokio::time::sleep(PACE).await;
             }
         };
         tokio::spawn(async move {

@@ -15,6 +15,7 @@ use crate::netlink::{Netlink, attributes, u32_at};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
+const TCPDIAG_GETSOCK: u16 = 18;
 const INET_DIAG_INFO: u16 = 2;
 const INET_DIAG_MARK: u16 = 15;
 const V4: u8 = libc::AF_INET as u8;
@@ -116,9 +117,21 @@ impl Diag {
         Ok(Self(Netlink::open(namespace, SockProtocol::NetlinkSockDiag)?))
     }
 
-    /// All TCP sockets of the namespace.
+    /// All TCP sockets of the namespace. The kernel walks those of the whole machine for it, so it is asked in its older
+    /// words, in which one walk answers for both families.
     pub fn list(&mut self) -> io::Result<Vec<Socket>> {
         let mut sockets = Vec::new();
+        // An `inet_diag_req`.
+        let mut body = vec![V4, 0, 0, 1 << (INET_DIAG_INFO - 1)];
+        body.extend_from_slice(&[0; ID.end - ID.start]);
+        body.extend_from_slice(&State::mask().to_ne_bytes());
+        body.extend_from_slice(&0u32.to_ne_bytes());
+        match self.0.dump(TCPDIAG_GETSOCK, &body, |body| sockets.extend(decode(body))) {
+            // A kernel that has forgotten them.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {}
+            result => return result.map(|()| sockets),
+        }
+        sockets.clear();
         for family in [V4, V6] {
             self.0.dump(SOCK_DIAG_BY_FAMILY, &request(family, State::mask(), &[0; 48]), |body| {
                 sockets.extend(decode(body));

@@ -170,6 +170,10 @@ impl Sweep {
 
     fn look_at(&mut self, uid: &str) {
         let Some(mut tracked) = self.pods.remove(uid) else { return };
+        if tracked.left.is_none() && tracked.since.elapsed() < first_look(&self.policy, &tracked.strict) {
+            self.pods.insert(uid.to_owned(), tracked);
+            return;
+        }
         let outside = self.outside.load_full();
         let keep = match look(&mut tracked, &self.policy, &self.exempt, &outside, Instant::now()) {
             Look::Again => true,
@@ -197,6 +201,13 @@ impl Sweep {
             open.insert(pod.uid.clone(), left);
         }
     }
+}
+
+/// When a pod is looked at for the first time. Nothing is ended before [`Policy::settle`] unless a policy forbids it, and
+/// a list takes so long that pods which come at the same moment would come later for it. What is dialled meanwhile goes
+/// through the proxy and is none of those that are looked for.
+fn first_look(policy: &Policy, strict: &Strictness) -> Duration {
+    if *strict == Strictness::default() { policy.settle * 3 / 4 } else { Duration::ZERO }
 }
 
 /// What a look at a pod's older connections has shown.

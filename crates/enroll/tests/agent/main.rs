@@ -39,6 +39,16 @@ fn a_running_pod_joins_and_leaves_by_its_namespaces_label() {
         world.until("a has left", |w| w.proxy_has().is_empty() && !w.touched("a")).await;
         assert_eq!(world.annotation("a"), None);
         assert!(!world.probes().contains("10.77.1.2"));
+
+        // In and out, and in again while it still leaves.
+        world.api.namespace("shop", Some(AMBIENT));
+        world.until("a is back", |w| w.annotation("a").as_deref() == Some("enabled")).await;
+        world.api.namespace("shop", None);
+        world.until("a leaves", |w| w.annotation("a").is_none()).await;
+        world.api.namespace("shop", Some(AMBIENT));
+        world.until("a is in again", |w| w.annotation("a").as_deref() == Some("enabled")).await;
+        assert!(world.redirected("a") && world.probes().contains("10.77.1.2"));
+        assert_eq!(world.proxy_has(), ["uid-a"]);
     });
 }
 
