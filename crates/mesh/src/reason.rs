@@ -23,7 +23,9 @@ pub enum Refusal {
         port: u16,
     },
     /// A waypoint is demanded, and cannot be found.
-    #[error("unknown waypoint: {gateway} is not known to the mesh; does its Gateway have an address?")]
+    #[error(
+        "unknown waypoint: {gateway} leads to nothing that can be called; does its Gateway have an address, and are its pods ready?"
+    )]
     UnknownWaypoint {
         /// As configured.
         gateway: String,
