@@ -165,6 +165,7 @@ async fn the_node_agent_may_do_what_it_does_and_changes_nothing_but_what_is_said
         "list peerauthentications.security.istio.io *",
         "watch peerauthentications.security.istio.io *",
         "get daemonsets.apps ambit-system/ambit-agent",
+        "create serviceaccounts/token ambit-system/ambit-cni",
     ];
     let may_not = [
         "patch pods shop/p",
@@ -179,9 +180,29 @@ async fn the_node_agent_may_do_what_it_does_and_changes_nothing_but_what_is_said
         "get nodes */n",
         "patch daemonsets.apps ambit-system/ambit-agent",
         "create serviceaccounts/token ambit-system/ambit-control",
+        "create serviceaccounts/token ambit-system/ambit-agent",
         "create serviceaccounts/token shop/default",
     ];
     check("ambit-agent", &does, &may_not).await;
+}
+
+/// Its token lies on every node.
+#[tokio::test]
+async fn the_cni_plugin_may_look_at_pods_and_namespaces_by_name_and_nothing_else() {
+    let may_not = [
+        "list pods *",
+        "watch pods *",
+        "list namespaces *",
+        "patch pods/status shop/p",
+        "create pods/exec shop/p",
+        "get secrets shop/s",
+        "get configmaps shop/c",
+        "get nodes */n",
+        "create events.events.k8s.io shop",
+        "get daemonsets.apps ambit-system/ambit-agent",
+        "create serviceaccounts/token ambit-system/ambit-cni",
+    ];
+    check("ambit-cni", &["get pods shop/p", "get namespaces shop/shop"], &may_not).await;
 }
 
 #[tokio::test]
