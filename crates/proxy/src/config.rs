@@ -83,6 +83,8 @@ pub struct Config {
     pub workers: usize,
     /// How long a worker that has little to do looks for more before it sleeps (`BUSY_SPIN`); zero: not at all.
     pub busy_spin: Duration,
+    /// Whether what a client has said goes along with the question for its stream (`EARLY_DATA`).
+    pub early_data: bool,
     /// How two pods of this node are joined (`SAME_NODE`).
     pub same_node: SameNode,
     /// Names.

@@ -16,18 +16,18 @@ use mesh::{
     Call, Connection, Decision, Identity, Lookup, MESH_PORTS, NetworkAddress, Refusal, Resolved, Workload,
     arrive, decide,
 };
-use socket2::SockRef;
+use socket2::{SockRef, Socket};
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
-use crate::engine::{Request, Role, Tunnel};
+use crate::engine::{Request, Role, Stream, Tunnel};
 use crate::failure::Failure;
-use crate::flows::{Opening, Reporter};
+use crate::flows::{Flow, Opening, Reporter};
 use crate::pods::Home;
-use crate::pods::connections::Row;
+use crate::pods::connections::{Registration, Row};
 use crate::sockets::{Held, local_address, original_destination};
 use crate::{outdated, proxy_protocol};
-use dial::{in_plaintext, join, through_tunnel};
+use dial::{Carriage, in_plaintext, join, through_tunnel};
 use judge::{called_service, finish, permit, until_revoked};
 use neighbour::Neighbour;
 
@@ -43,21 +43,34 @@ pub(crate) struct Accepted {
 
 /// An application of the pod calls somebody.
 pub(crate) async fn outbound(home: &Home, accepted: Accepted) {
+    // Boxed: what is only needed until bytes flow is not kept for as long as they do.
+    let Some((flow, listed, carriage)) = Box::pin(called(home, accepted)).await else { return };
+    // copy
+    let result = carriage.carry(&flow).await;
+    drop(listed);
+    // account
+    finish(&flow, &result);
+}
+
+/// Whom it calls, if it may, and the stream to him; nothing when that is over already.
+async fn called(home: &Home, accepted: Accepted) -> Option<(Rc<Flow>, Registration, Carriage)> {
     let Home { context, pod, .. } = home;
     let peer = accepted.peer;
-    let refuse = |dst, failure: &Failure| context.refused(pod, Reporter::Source, peer, dst, failure);
+    let refuse = |dst, failure: &Failure| {
+        context.refused(pod, Reporter::Source, peer, dst, failure);
+        None
+    };
     // identify
     let destination = match original_destination(&accepted.socket) {
         Ok(destination) => destination,
         Err(error) => return refuse(None, &Failure::OriginalDestination(error)),
     };
-    // What is only needed until a decision is there is boxed, and not kept for as long as the connection lasts.
-    let source = match Box::pin(pod.workload(context)).await {
+    let source = match pod.workload(context).await {
         Ok(workload) => workload,
         Err(failure) => return refuse(Some(destination), &failure),
     };
     // decide
-    let decision = match Box::pin(decided(context, &source, destination)).await {
+    let decision = match decided(context, &source, destination).await {
         Ok(decision) => decision,
         Err(failure) => return refuse(Some(destination), &failure),
     };
@@ -67,8 +80,8 @@ pub(crate) async fn outbound(home: &Home, accepted: Accepted) {
     if let Decision::Tunnel(route) = &decision
         && let Some(neighbour) = Neighbour::of(context, route)
     {
-        // Boxed: the many that go through tunnels are not to be as large as this.
-        return Box::pin(neighbour.join(home, &source, route, opening, accepted, destination)).await;
+        neighbour.join(home, &source, route, opening, accepted, destination).await;
+        return None;
     }
     let socket = accepted.socket;
     let flow = Rc::new(context.flows.open(opening));
@@ -80,17 +93,22 @@ pub(crate) async fn outbound(home: &Home, accepted: Accepted) {
     let result = match &decision {
         Decision::Tunnel(route) => {
             let listed = row(route.hop, if route.inner.is_some() { "DOUBLEHBONE" } else { "HBONE" });
-            through_tunnel(home, &source, route, peer, socket, &flow, &listed).await
+            match through_tunnel(home, &source, route, peer, socket, &flow, &listed).await {
+                Ok(Some(carriage)) => return Some((flow, listed, carriage)),
+                Ok(None) => Ok(()),
+                Err(failure) => Err(failure),
+            }
         }
         Decision::Passthrough { to, .. } => {
             let _listed = row(*to, "TCP");
             let outdated = outdated::tunnelled(&context.views, &source, destination);
-            Box::pin(in_plaintext(home, *to, socket, &flow, outdated)).await
+            in_plaintext(home, *to, socket, &flow, outdated).await
         }
-        Decision::Refuse(_) | Decision::Need(_) | Decision::Resolve { .. } => return,
+        Decision::Refuse(_) | Decision::Need(_) | Decision::Resolve { .. } => return None,
     };
     // account
     finish(&flow, &result);
+    None
 }
 
 /// Decides, and looks up what is missing for a decision.
@@ -146,8 +164,7 @@ pub(crate) async fn inbound_tunnel(home: &Rc<Home>, accepted: Accepted) {
             biased;
             request = tunnel.next() => {
                 let Some(request) = request else { return };
-                let (here, client) = (home.clone(), client.clone());
-                home.spawn(async move { inbound_stream(&here, &client, request).await });
+                home.spawn(inbound_stream(home.clone(), client.clone(), request));
             }
             Ok(()) = revocations.changed() => {
                 if tunnel.is_revoked() {
@@ -190,8 +207,26 @@ struct Client {
     revoked: CancellationToken,
 }
 
-async fn inbound_stream(home: &Home, client: &Client, request: Request) {
-    let Home { context, pod, worker, .. } = home;
+fn inbound_stream(home: Rc<Home>, client: Rc<Client>, request: Request) -> impl Future<Output = ()> {
+    // Boxed, before anything: what is only needed until bytes flow is not kept for as long as they do.
+    let admitted = Box::pin(admitted(home, client.clone(), request));
+    async move {
+        let Some((flow, mut listed, stream, application)) = admitted.await else { return };
+        // copy
+        let copy = stream.carry(application, flow.clone());
+        let result = until_revoked(&mut listed, &client.revoked, client.peer, copy).await;
+        // account
+        finish(&flow, &result);
+    }
+}
+
+/// A stream that may reach the application, and the connection to it; nothing when it has been refused.
+async fn admitted(
+    home: Rc<Home>,
+    client: Rc<Client>,
+    request: Request,
+) -> Option<(Rc<Flow>, Registration, Stream, Socket)> {
+    let Home { context, pod, worker, .. } = &*home;
     let Request { head, responder } = request;
     // identify
     let known = async {
@@ -202,11 +237,12 @@ async fn inbound_stream(home: &Home, client: &Client, request: Request) {
         let arrival = arrive(&view, &workload, client.local, &head.authority, on_loopback)?;
         Ok::<_, Failure>((head, workload, arrival))
     };
-    let (head, workload, arrival) = match Box::pin(known).await {
+    let (head, workload, arrival) = match known.await {
         Ok(known) => known,
         Err(failure) => {
             responder.refuse(failure.status());
-            return context.refused(pod, Reporter::Destination, client.peer, Some(client.local), &failure);
+            context.refused(pod, Reporter::Destination, client.peer, Some(client.local), &failure);
+            return None;
         }
     };
     let network = network_of(head.network.as_deref(), &context.config.network);
@@ -233,7 +269,7 @@ async fn inbound_stream(home: &Home, client: &Client, request: Request) {
     };
     let original = head.forwarded.as_ref().and_then(|forwarded| forwarded.host.as_deref()).map(str::to_owned);
     let row = Row { src: client.peer, original, actual: arrival.dial, protocol: "HBONE" };
-    let mut listed = pod.connections.inbound(row, connection.clone());
+    let listed = pod.connections.inbound(row, connection.clone());
     // dial
     let dial = async {
         permit(context, pod, &connection).await?;
@@ -249,29 +285,24 @@ async fn inbound_stream(home: &Home, client: &Client, request: Request) {
     };
     let dialled = tokio::select! {
         biased;
-        dialled = Box::pin(dial) => dialled,
-        () = responder.abandoned() => return flow.close(Err(&Failure::Abandoned)),
+        dialled = dial => dialled,
+        () = responder.abandoned() => {
+            flow.close(Err(&Failure::Abandoned));
+            return None;
+        }
     };
-    let application = match dialled {
+    let application = match dialled.and_then(|application| application.take().map_err(Failure::Copy)) {
         Ok(application) => application,
         Err(failure) => {
             responder.refuse(failure.status());
-            return flow.close(Err(&failure));
+            flow.close(Err(&failure));
+            return None;
         }
     };
-    // copy
     let baggage = context.config.response_baggage.then(|| Baggage::of(&workload));
     let stream = responder.accept(baggage.as_ref());
     flow.established(None);
-    let result = match application.take() {
-        Ok(application) => {
-            let copy = stream.carry(application, flow.clone());
-            until_revoked(&mut listed, &client.revoked, client.peer, copy).await
-        }
-        Err(error) => Err(Failure::Copy(error)),
-    };
-    // account
-    finish(&flow, &result);
+    Some((flow, listed, stream, application))
 }
 
 /// The network that a client is on, by what its tunnel says; names of networks are compared without case.
@@ -342,7 +373,7 @@ mod tests {
         }
     }
 
-    fn size<A, B, F: Future>(_: impl FnOnce(A, B) -> F) -> usize {
+    fn size<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
         size_of::<F>()
     }
 
@@ -350,11 +381,9 @@ mod tests {
     /// accident.
     #[test]
     fn a_connection_keeps_little() {
-        let call = size(|home: &'static Home, accepted| outbound(home, accepted));
-        let stream = size(|home: &'static Home, (client, request): (&'static Client, Request)| {
-            inbound_stream(home, client, request)
-        });
+        let call = size(|(home, accepted): (&'static Home, Accepted)| outbound(home, accepted));
+        let stream = size(|(home, client, request)| inbound_stream(home, client, request));
         let flow = size_of::<crate::flows::Flow>();
-        assert!(call <= 1024 && stream <= 1664 && flow <= 768, "{call}, {stream}, {flow}");
+        assert!(call <= 384 && stream <= 512 && flow <= 768, "{call}, {stream}, {flow}");
     }
 }

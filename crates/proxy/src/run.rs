@@ -148,7 +148,7 @@ pub async fn run_with_log(
     if let (Some(reports), Some(observer)) = (reports.clone(), observer) {
         spawn(Box::pin(reports.run(observer)));
     }
-    spawn(Box::pin(sweep(context.flows.clone())));
+    spawn(Box::pin(sweep(context.flows.clone(), readiness.clone())));
     let agent = {
         let (context, readiness, drain) = (context.clone(), readiness.clone(), drain.clone());
         tokio::spawn(async move {
@@ -289,14 +289,20 @@ async fn warm(
     }
 }
 
-async fn sweep(flows: Arc<Flows>) {
+/// Keeps memory small: series that rest, what bursts needed, and what the start needed.
+async fn sweep(flows: Arc<Flows>, readiness: Readiness) {
     let mut turn = tokio::time::interval(SERIES_SWEEP);
     let mut look = tokio::time::interval(TIDE);
     let mut tide = memory::Tide::default();
+    let mut starting = true;
     loop {
         tokio::select! {
             _ = turn.tick() => flows.sweep(),
             _ = look.tick() => {
+                if starting && readiness.list().is_empty() {
+                    starting = false;
+                    let _ = tokio::task::spawn_blocking(memory::forget_start).await;
+                }
                 if tide.has_ebbed(flows.open_now()) {
                     let _ = tokio::task::spawn_blocking(memory::give_back).await;
                 }

@@ -24,7 +24,7 @@ use crate::engine::Loop;
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const BACKLOG: i32 = 1024;
 /// Sockets made in a namespace at once.
-const MADE_AT_ONCE: usize = 4;
+const MADE_AT_ONCE: usize = 8;
 /// Inside a pod nothing is gained by pacing, and much is lost (docs/performance.md).
 const LOCAL_CONGESTION: &[u8] = b"cubic";
 
@@ -135,8 +135,8 @@ impl Sockets {
     }
 
     fn socket(&self, domain: Domain) -> io::Result<Socket> {
-        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_nonblocking(true)?;
+        let kind = Type::STREAM.nonblocking().cloexec();
+        let socket = Socket::new_raw(domain, kind, Some(Protocol::TCP))?;
         if let Some(mark) = self.mark {
             socket.set_mark(mark)?;
         }
@@ -161,11 +161,13 @@ impl Sockets {
         let failed = |error| ConnectError::Failed { to, error };
         let socket = self.outgoing(to, from).map_err(failed)?;
         let _ = socket.set_tcp_congestion(LOCAL_CONGESTION);
-        match socket.connect(&to.into()) {
-            // Within a pod that is all there is to it.
-            Ok(()) => return Ok(Held::new(socket)),
-            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
-            Err(error) => return Err(failed(error)),
+        // Within a pod the answer is there as soon as the first call has returned, and the second one finds it.
+        for _ in 0..2 {
+            match socket.connect(&to.into()) {
+                Ok(()) => return Ok(Held::new(socket)),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EALREADY)) => {}
+                Err(error) => return Err(failed(error)),
+            }
         }
         let watched = worker.watch(socket).map_err(failed)?;
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, watched.writable()).await;
@@ -277,6 +279,10 @@ pub(crate) struct Held(Option<Socket>);
 impl Held {
     pub(crate) fn new(socket: Socket) -> Self {
         Self(Some(socket))
+    }
+
+    pub(crate) fn get(&self) -> Option<&Socket> {
+        self.0.as_ref()
     }
 
     /// Hands it to whoever carries it.

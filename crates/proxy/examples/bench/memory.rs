@@ -8,7 +8,7 @@ use crate::report::{Report, Sample, Unit};
 use crate::system::{descriptors, rss};
 
 /// Until nothing moves any more.
-const REST: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_secs(2);
 /// Until closed connections and what they needed are forgotten.
 const FORGET: Duration = Duration::from_secs(4);
 

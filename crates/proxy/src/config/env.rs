@@ -125,6 +125,7 @@ impl Vars {
             termination_deadline: self.termination_deadline()?,
             workers: workers::count(self, std::thread::available_parallelism().map_or(2, usize::from))?,
             busy_spin: self.duration("BUSY_SPIN", Duration::ZERO)?,
+            early_data: self.flag("EARLY_DATA")?.unwrap_or(true),
             same_node: match self.text("SAME_NODE") {
                 None | Some("encrypt") => SameNode::Encrypt,
                 Some("splice") => SameNode::Splice,

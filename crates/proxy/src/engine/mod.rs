@@ -19,6 +19,6 @@ mod tasks;
 mod tunnel;
 mod worker;
 
-pub(crate) use handles::{Joined, Loop, Request, Stream, Tunnel};
+pub(crate) use handles::{Early, Joined, Loop, Request, Stream, Tunnel};
 pub(crate) use stream::Role;
 pub(crate) use worker::{Tuning, Workers};

@@ -1,13 +1,15 @@
 //! A stream of a tunnel and the socket it is joined with: bytes from the socket into frames, and out of frames into
 //! the socket.
 
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
 
 use hbone::h2;
+use nix::sys::socket::{MsgFlags, recv};
 use socket2::Socket;
 
 use super::core::{Core, Slot};
@@ -68,6 +70,8 @@ pub(super) struct End {
     /// Frames that the next read fills.
     burst: u8,
     pub(super) pending: Pending,
+    /// Bytes of the application that went into the tunnel before there was an answer, and are still to be read.
+    foretold: usize,
     pub(super) answer: Option<Answer>,
     pub(super) answer_by: Option<Instant>,
     pub(super) result: Option<io::Result<()>>,
@@ -127,6 +131,7 @@ impl End {
             write_done: false,
             burst: 1,
             pending: Pending::default(),
+            foretold: 0,
             answer: None,
             answer_by: None,
             result: None,
@@ -191,6 +196,50 @@ impl End {
 }
 
 impl Core {
+    /// Sends what the application has said by now, up to a frame of it, before the peer has answered. Whether it did.
+    pub(super) fn foretell(&mut self, token: Token, client: &Socket, tunnel: &mut Tunnel) -> bool {
+        let Some(Slot::End(end)) = self.slots.get_mut(token) else { return false };
+        let stream = end.stream;
+        let most = tunnel.h2.sendable(stream).min(FRAME);
+        let alive = self.now.duration_since(tunnel.heard) <= tunnel.shared.settings.ping_interval;
+        if most == 0 || !alive || tunnel.outbox.is_full() || !tunnel.queue_control(&mut self.stock) {
+            return false;
+        }
+        let Tunnel { outbox, sealer, h2, .. } = tunnel;
+        let read =
+            outbox.pull(Peek(client), most, sealer, &mut self.stock, |length| h2.data(stream, length, false));
+        match read {
+            Ok(Ok(Pulled::Full(bytes) | Pulled::Some(bytes))) => end.foretold = bytes,
+            // Nothing yet, or the end, or a failure: found again when it is carried.
+            Ok(Ok(Pulled::End)) | Err(_) => {}
+            Ok(Err(error)) => tunnel.broken(error.to_string()),
+        }
+        end.foretold > 0
+    }
+
+    /// A stream has got its socket: what each has said so far is passed on.
+    pub(super) fn end_joined(&mut self, token: Token) -> io::Result<()> {
+        let Some(Slot::End(end)) = self.slots.get_mut(token) else { return Ok(()) };
+        let (foretold, waiting) = (std::mem::take(&mut end.foretold), !end.pending.is_empty());
+        if let Some(socket) = &end.socket
+            && foretold > 0
+        {
+            // Taken without being copied once more.
+            let room = &mut self.scratch[..foretold];
+            let taken = recv(socket.as_raw_fd(), room, MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT)?;
+            if taken != foretold {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            end.count(true, foretold);
+        }
+        // Otherwise the poller says so, in its time.
+        if waiting {
+            end.writable = true;
+            self.end_writable(token);
+        }
+        Ok(())
+    }
+
     /// Carries what the application has sent into the tunnel.
     pub(super) fn end_readable(&mut self, token: Token) {
         let Some(Slot::End(end)) = self.slots.get(token) else { return };
@@ -433,6 +482,15 @@ impl Core {
                 self.ready.push_back(token);
             }
         }
+    }
+}
+
+/// Reads without taking.
+struct Peek<'a>(&'a Socket);
+
+impl Read for Peek<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self.0.as_raw_fd(), into, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)?)
     }
 }
 

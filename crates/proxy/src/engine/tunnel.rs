@@ -78,7 +78,8 @@ pub(super) struct Tunnel {
     pub(super) leaving: bool,
     role: Role,
     over: Option<String>,
-    heard: Instant,
+    /// When something arrived last.
+    pub(super) heard: Instant,
     asked: Option<Instant>,
 }
 

@@ -8,10 +8,11 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use hbone::{Baggage, Forwarded, Head, OpenError, TraceParent};
-use mesh::{Inner, Route, Workload};
+use mesh::{Inner, Route, Via, Workload};
+use socket2::Socket;
 
 use crate::copy::{self, Meter, Tcp};
-use crate::engine::{Joined, Stream, Tunnel};
+use crate::engine::{Early, Joined, Stream, Tunnel};
 use crate::failure::Failure;
 use crate::flows::Flow;
 use crate::outdated;
@@ -23,7 +24,30 @@ use crate::sockets::Held;
 /// Tunnels that turn out to be closing are replaced so many times.
 const ATTEMPTS: usize = 3;
 
-/// Through a pooled tunnel, and when the destination lives on another network through a second one inside it.
+/// A client's connection and the stream that it goes by.
+pub(super) struct Carriage {
+    lease: Lease<Tunnel>,
+    stream: Stream,
+    socket: Socket,
+}
+
+impl Carriage {
+    /// Carries bytes until both directions have ended.
+    pub(super) async fn carry(self, flow: &Rc<Flow>) -> Result<(), Failure> {
+        let Self { lease, stream, socket } = self;
+        stream.carry(socket, flow.clone()).await.map_err(|error| failed(error, &lease))
+    }
+}
+
+fn failed(error: io::Error, lease: &Lease<Tunnel>) -> Failure {
+    match lease.tunnel.is_closed() && lease.tunnel.is_revoked() {
+        true => Failure::Revoked(lease.tunnel.peer()),
+        false => Failure::Copy(error),
+    }
+}
+
+/// A stream in a pooled tunnel. When the destination lives on another network bytes are carried right away, in a second
+/// tunnel inside it, and nothing is left to do.
 pub(super) async fn through_tunnel(
     home: &Home,
     source: &Workload,
@@ -32,7 +56,7 @@ pub(super) async fn through_tunnel(
     socket: Held,
     flow: &Rc<Flow>,
     listed: &Registration,
-) -> Result<(), Failure> {
+) -> Result<Option<Carriage>, Failure> {
     let head = Head {
         authority: route.authority.clone(),
         baggage: Some(Baggage::of(source)),
@@ -49,35 +73,42 @@ pub(super) async fn through_tunnel(
         source_ip: client.ip(),
         hop: route.hop,
     };
-    // Boxed: what is only needed until then is not kept for as long as the connection lasts.
-    let (lease, stream) = Box::pin(open(home, key, &head)).await?;
-    let copied = match &route.inner {
+    // Gateways and waypoints may be programs that take nothing before they have answered.
+    let early = route.via == Via::Direct && route.inner.is_none() && home.context.config.early_data;
+    let early = if early { socket.get().map(Early::of) } else { None };
+    let (lease, stream) = open(home, key, &head, early.as_ref()).await?;
+    match &route.inner {
         None => {
-            drop(head);
             listed.proven(lease.tunnel.identity());
             flow.established(Some(lease.tunnel.identity()));
             let socket = socket.take().map_err(Failure::Copy)?;
-            stream.carry(socket, flow.clone()).await
+            Ok(Some(Carriage { lease, stream, socket }))
         }
         Some(inner) => {
-            Box::pin(through_gateway(home, source, route, inner, head, socket, stream, flow, listed)).await?
+            let carried = through_gateway(home, source, route, inner, head, socket, stream, flow, listed);
+            carried.await?.map_err(|error| failed(error, &lease))?;
+            Ok(None)
         }
-    };
-    copied.map_err(|error| match lease.tunnel.is_closed() && lease.tunnel.is_revoked() {
-        true => Failure::Revoked(lease.tunnel.peer()),
-        false => Failure::Copy(error),
-    })
+    }
 }
 
-/// A stream in a pooled tunnel. No byte of the application has been sent before it is open, so a tunnel that broke
-/// meanwhile is simply replaced.
-async fn open(home: &Home, key: Key, head: &Head) -> Result<(Lease<Tunnel>, Stream), Failure> {
+/// A stream in a pooled tunnel. Nothing has been taken from the client before it is open, so a tunnel that closes or broke
+/// meanwhile is simply replaced; but what may have been said to an application is not said to it twice.
+async fn open(
+    home: &Home,
+    key: Key,
+    head: &Head,
+    early: Option<&Early<'_>>,
+) -> Result<(Lease<Tunnel>, Stream), Failure> {
     let mut attempt = 1;
     loop {
         let lease = home.pool.acquire(key.clone()).await?;
-        match lease.tunnel.open(head).await {
+        match lease.tunnel.open(head, early).await {
             Ok(stream) => return Ok((lease, stream)),
-            Err(OpenError::Closing(_) | OpenError::Broken { .. }) if attempt < ATTEMPTS => lease.retire(),
+            Err(OpenError::Closing(_)) if attempt < ATTEMPTS => lease.retire(),
+            Err(OpenError::Broken { .. }) if attempt < ATTEMPTS && !early.is_some_and(Early::was_sent) => {
+                lease.retire();
+            }
             Err(error) => return Err(error.into()),
         }
         attempt += 1;

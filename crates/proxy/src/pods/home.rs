@@ -37,7 +37,8 @@ impl Home {
 
     /// Starts a task that ends with the pod.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + 'static) {
-        let stop = self.pod.stop.clone();
+        // Boxed: what is wrapped around it would hold it twice, once before it begins and once while it runs.
+        let (stop, work) = (self.pod.stop.clone(), Box::pin(work));
         self.worker.spawn(self.pod.tasks.track_future(async move {
             let _ = stop.run_until_cancelled(work).await;
         }));

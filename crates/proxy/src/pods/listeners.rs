@@ -110,8 +110,9 @@ async fn accept(home: &Rc<Home>, listener: Listener, port: Port) {
                 home.spawn(async move {
                     match port {
                         Port::Outbound => path::outbound(&here, accepted).await,
-                        Port::Tunnel => path::inbound_tunnel(&here, accepted).await,
-                        Port::Plaintext => path::inbound_plaintext(&here, accepted).await,
+                        // Boxed, so that they do not make the others as large as themselves.
+                        Port::Tunnel => Box::pin(path::inbound_tunnel(&here, accepted)).await,
+                        Port::Plaintext => Box::pin(path::inbound_plaintext(&here, accepted)).await,
                     }
                 });
                 turn += 1;

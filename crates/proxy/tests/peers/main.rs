@@ -10,6 +10,7 @@ mod harness;
 #[path = "../mesh/namespaces.rs"]
 mod namespaces;
 
+mod early;
 mod foreign;
 mod gateways;
 mod reporting;

@@ -20,7 +20,7 @@ use crate::harness::{World, call, echo, eventually, identity, log, workload};
 use crate::namespaces::{Pod, in_a_node};
 
 /// Certificate, key and root.
-type Pem = (String, String, String);
+pub type Pem = (String, String, String);
 
 /// Names of SPIFFE are no names of hosts: this looks at the certificate's URI and nothing else of it.
 #[derive(Debug)]
@@ -73,10 +73,10 @@ fn certificate((certificate, key, _): &Pem) -> (Vec<CertificateDer<'static>>, Pr
     (vec![leaf], PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
 }
 
-type Tls = tokio_rustls::client::TlsStream<TcpStream>;
+pub type Tls = tokio_rustls::client::TlsStream<TcpStream>;
 
 /// TLS to `to`, whose certificate must name `b`.
-async fn tls(from: &Pod, to: std::net::SocketAddr, pem: &Pem) -> std::io::Result<Tls> {
+pub async fn tls(from: &Pod, to: std::net::SocketAddr, pem: &Pem) -> std::io::Result<Tls> {
     let (chain, key) = certificate(pem);
     let config = rustls::ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
@@ -109,7 +109,7 @@ async fn connect(
     (response.status(), send, response.into_body())
 }
 
-async fn send_all(send: &mut h2::SendStream<Bytes>, mut data: Bytes) {
+pub async fn send_all(send: &mut h2::SendStream<Bytes>, mut data: Bytes) {
     while !data.is_empty() {
         send.reserve_capacity(data.len());
         let capacity = std::future::poll_fn(|cx| send.poll_capacity(cx)).await.unwrap().unwrap();
@@ -118,7 +118,7 @@ async fn send_all(send: &mut h2::SendStream<Bytes>, mut data: Bytes) {
     send.send_data(Bytes::new(), true).unwrap();
 }
 
-async fn read_all(body: &mut h2::RecvStream) -> Vec<u8> {
+pub async fn read_all(body: &mut h2::RecvStream) -> Vec<u8> {
     let mut all = Vec::new();
     while let Some(part) = body.data().await {
         let part = part.unwrap();
@@ -183,8 +183,8 @@ fn h2_over_rustls_speaks_connect_to_a_proxy() {
     });
 }
 
-/// A server of CONNECT in pod c with `pem`, that echoes; it demands a client certificate of the mesh.
-fn serve(pod: &Pod, pem: &Pem) {
+/// The server's end of TLS with `pem`; it demands a client certificate of the mesh.
+pub fn acceptor(pem: &Pem) -> tokio_rustls::TlsAcceptor {
     let (chain, key) = certificate(pem);
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(pem.2.as_bytes()).unwrap()).unwrap();
@@ -198,7 +198,12 @@ fn serve(pod: &Pod, pem: &Pem) {
         .with_single_cert(chain, key);
     let mut config = config.unwrap();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    Arc::new(config).into()
+}
+
+/// A server of CONNECT in a pod with `pem`, that echoes.
+fn serve(pod: &Pod, pem: &Pem) {
+    let acceptor = acceptor(pem);
     let listener = pod.listen(15008);
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {

@@ -77,6 +77,8 @@ pub(super) fn shape(c: &Config) -> Value {
         "postQuantumOnly": c.post_quantum_only,
         "authzPolicyInfoLogging": c.log_verdicts,
         "busySpin": c.busy_spin,
+        "earlyData": c.early_data,
+        "sameNode": c.same_node,
         "flows": c.flows,
         "log": c.log,
         "unknown": c.unknown,
