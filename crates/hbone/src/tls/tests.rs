@@ -158,3 +158,15 @@ fn half_life_is_half_way_between_the_ends() {
     assert!(validity.holds_at(start));
     assert!(!validity.holds_at(validity.not_after));
 }
+
+#[test]
+fn the_cipher_that_the_processor_does_best_is_offered_first_and_the_others_are_offered_too() {
+    let suites = |aes| cipher_suites(aes).iter().map(|suite| suite.suite()).collect::<Vec<_>>();
+    let (with, without) = (suites(true), suites(false));
+    assert_eq!(with[0], rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+    assert_eq!(without[0], rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
+    for suite in &with {
+        assert!(without.contains(suite), "{suite:?} is offered in any case");
+    }
+    assert_eq!((with.len(), without.len()), (3, 3));
+}
