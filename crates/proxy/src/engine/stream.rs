@@ -171,6 +171,12 @@ impl End {
         self.result.is_some()
     }
 
+    /// The other end wants no more, but what it has sent is still to be passed on.
+    pub(super) fn peer_is_gone(&mut self) {
+        self.read_done = true;
+        self.look_for_end();
+    }
+
     /// Both directions have ended.
     fn look_for_end(&mut self) {
         if !(self.peer_ended && self.pending.is_empty()) || self.is_finished() {
@@ -459,10 +465,8 @@ impl Core {
             });
             end.wake();
         }
-        // It wants no more, but what it has sent is still to be passed on.
         if reason == h2::Reason::NO_ERROR && end.peer_ended {
-            end.read_done = true;
-            return end.look_for_end();
+            return end.peer_is_gone();
         }
         let kind = match reason {
             h2::Reason::NO_ERROR | h2::Reason::STREAM_CLOSED => io::ErrorKind::BrokenPipe,

@@ -22,6 +22,8 @@ use super::stream::{Answer, End, Role};
 
 /// Reads of one tunnel in one turn, so that the others get theirs.
 const READS: usize = 4;
+/// Why a tunnel ended that its peer has closed in good order.
+const CLOSED: &str = "closed by the peer";
 /// `close_notify` (RFC 8446 §6.1).
 const CLOSE_NOTIFY: [u8; 2] = [1, 0];
 
@@ -175,7 +177,7 @@ impl Tunnel {
 
     fn alert(&mut self, alert: &[u8]) {
         match alert {
-            [_, 0] => self.broken("closed by the peer"),
+            [_, 0] => self.broken(CLOSED),
             // In TLS 1.3 a server judges our certificate only after our handshake is complete.
             [_, code] if self.role == Role::Client && !self.shared.answered.get() => {
                 let alert = rustls::AlertDescription::from(*code);
@@ -356,7 +358,7 @@ impl Core {
         if let Some(fault) = fault {
             tunnel.broken(fault);
         } else if ended {
-            tunnel.broken("closed by the peer");
+            tunnel.broken(CLOSED);
         }
         tunnel.mark(&mut self.dirty);
     }
@@ -491,9 +493,14 @@ impl Core {
             if end.answer.is_none() && end.role == Role::Client {
                 end.answer = Some(Answer::Broken(reason.clone()));
             }
-            let error =
-                io::Error::new(io::ErrorKind::ConnectionAborted, format!("the tunnel broke: {reason}"));
-            end.finish(Err(error));
+            if end.peer_ended && reason == CLOSED {
+                // Whoever was called has said all, and is gone: nobody is left for what the caller may still say.
+                end.peer_is_gone();
+            } else {
+                let error =
+                    io::Error::new(io::ErrorKind::ConnectionAborted, format!("the tunnel broke: {reason}"));
+                end.finish(Err(error));
+            }
             end.wake();
         }
         *tunnel.shared.reason.borrow_mut() = reason;

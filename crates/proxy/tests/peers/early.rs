@@ -15,11 +15,11 @@ use crate::harness::{World, echo, eventually, identity, workload};
 use crate::namespaces::{Node, in_a_node};
 use crate::stack::{acceptor, read_all, send_all, tls};
 
-type Asked = (Request<h2::RecvStream>, SendResponse<Bytes>);
-type Server = Connection<tokio_rustls::server::TlsStream<TcpStream>, Bytes>;
+pub type Asked = (Request<h2::RecvStream>, SendResponse<Bytes>);
+pub type Server = Connection<tokio_rustls::server::TlsStream<TcpStream>, Bytes>;
 
 /// A world in which pod c takes tunnels, but nobody accepts them yet.
-async fn world(node: &Node, more: &[(&str, &str)]) -> (World, tokio::net::TcpListener) {
+pub async fn world(node: &Node, more: &[(&str, &str)]) -> (World, tokio::net::TcpListener) {
     let (control, address) = Control::start().await;
     let world = World::with(node, control, address, more).await;
     let listener = world.c.listen(15008);
@@ -34,14 +34,14 @@ async fn world(node: &Node, more: &[(&str, &str)]) -> (World, tokio::net::TcpLis
 }
 
 /// The next tunnel.
-async fn tunnel(world: &World, listener: &tokio::net::TcpListener) -> Server {
+pub async fn tunnel(world: &World, listener: &tokio::net::TcpListener) -> Server {
     let (socket, _) = listener.accept().await.unwrap();
     let tls = acceptor(&world.control.pem(&identity("c"))).accept(socket).await.unwrap();
     h2::server::handshake(tls).await.unwrap()
 }
 
 /// The next question; its tunnel goes on by itself.
-async fn asked(mut tunnel: Server) -> Asked {
+pub async fn asked(mut tunnel: Server) -> Asked {
     let asked = tunnel.accept().await.unwrap().unwrap();
     tokio::spawn(async move { while tunnel.accept().await.is_some() {} });
     asked
@@ -59,7 +59,7 @@ async fn read(body: &mut h2::RecvStream, length: usize) -> Vec<u8> {
 }
 
 /// Whatever is waited for comes, or the test has failed.
-async fn soon<T>(work: impl Future<Output = T>) -> T {
+pub async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), work).await.expect("it happens")
 }
 

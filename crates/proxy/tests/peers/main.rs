@@ -13,5 +13,6 @@ mod namespaces;
 mod early;
 mod foreign;
 mod gateways;
+mod gone;
 mod reporting;
 mod stack;
