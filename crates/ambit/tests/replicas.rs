@@ -124,6 +124,16 @@ fn slay(lab: &TestLab, replica: &Pod) {
     kill(Pid::from_raw(found[0]), Signal::SIGKILL).unwrap();
 }
 
+/// Goes on until that many more requests have been answered.
+async fn answered(load: &Load, more: u64) {
+    let from = load.requests();
+    eventually("requests to go on", || async {
+        let since = load.requests() - from;
+        if since >= more { Ok(()) } else { Err(format!("{since} of {more} so far")) }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_leader_and_then_the_replica_that_serves_are_killed_and_no_request_fails() {
     let lab = TestLab::new("c4r");
@@ -158,6 +168,7 @@ async fn the_leader_and_then_the_replica_that_serves_are_killed_and_no_request_f
     make(&client, &["g"]).await;
     let come = enrolled(&client, &["e", "f", "g"]).await;
     calls(&come, &there).await;
+    answered(&load, 60).await;
 
     let both = replicas(&client).await;
     let left = both.values().find(|pod| pod.name_any() != leads).unwrap();
@@ -169,6 +180,7 @@ async fn the_leader_and_then_the_replica_that_serves_are_killed_and_no_request_f
     let late = enrolled(&client, &["h", "i", "j"]).await;
     calls(&late, &there).await;
     calls(&there, &late).await;
+    answered(&load, 60).await;
     replicas(&client).await;
 
     let outcome = load.stop().await;

@@ -1,8 +1,5 @@
 //! The observer's API where it is not on loopback, against a Kubernetes API that it did not make itself: the lab's, in
-//! memory, with real tokens.
-//!
-//! What this cannot show: that API enforces no RBAC and allows whatever it is asked, so that a namespace stays hidden is
-//! shown in `observe::api` against answers that say no.
+//! memory, with real tokens, roles and bindings. That single namespaces stay hidden is shown in `observe::api`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +10,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::Client;
 use kube::api::{Api, DeleteParams, PostParams};
 use observe::Observer;
@@ -105,9 +103,19 @@ async fn beyond_loopback_only_tokens_that_the_kubernetes_api_vouches_for_open_th
         of(json!({"metadata": {"name": "shop", "labels": {"istio.io/dataplane-mode": "ambient"}}}));
     Api::<Namespace>::all(client.clone()).create(&post, &shop).await.expect("creates a namespace");
     let accounts = Accounts(Api::default_namespaced(client.clone()));
-    for name in ["jane", "gone"] {
+    for name in ["jane", "joe", "gone"] {
         accounts.create(name).await;
     }
+    let may_look: ClusterRole = of(json!({
+        "metadata": {"name": "look"}, "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}],
+    }));
+    Api::all(client.clone()).create(&post, &may_look).await.expect("creates a role");
+    let jane_may: ClusterRoleBinding = of(json!({
+        "metadata": {"name": "jane"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "look"},
+        "subjects": [{"kind": "ServiceAccount", "namespace": "default", "name": "jane"}],
+    }));
+    Api::all(client.clone()).create(&post, &jane_may).await.expect("creates a binding");
     let pod: Pod =
         of(json!({"metadata": {"name": "cart-0"}, "spec": {"containers": [{"name": "c", "image": "c"}]}}));
     let shop_accounts = Accounts(Api::namespaced(client.clone(), "shop"));
@@ -120,6 +128,10 @@ async fn beyond_loopback_only_tokens_that_the_kubernetes_api_vouches_for_open_th
     assert_eq!(status, StatusCode::OK, "{overview}");
     let rows = overview["namespaces"].as_array().expect("namespaces");
     assert!(rows.iter().any(|row| row["name"] == "shop" && row["labelled"] == true), "{overview}");
+
+    let joe = accounts.token("joe", json!([])).await;
+    let (status, said) = ask(address, Some(&joe)).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "whom no role lets look: {said}");
 
     let (status, said) = ask(address, None).await;
     assert_eq!(status, StatusCode::UNAUTHORIZED);
