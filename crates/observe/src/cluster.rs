@@ -129,22 +129,28 @@ where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
 {
     let api = Api::<K>::all(client);
-    let start = move || watcher(api.clone(), watcher::Config::default()).default_backoff().boxed();
-    stream::unfold((start(), start, false), move |(mut watch, start, mut failing)| async move {
+    let start = move || watcher(api.clone(), watcher::Config::default()).boxed();
+    let heard = stream::unfold((start(), start), |(mut watch, start)| async move {
+        let heard = watch.next().await?;
+        if heard.as_ref().is_err_and(away) {
+            watch = start();
+        }
+        Some((heard, (watch, start)))
+    });
+    // Around all of it: one that begins anew has paused, too.
+    let heard = heard.default_backoff().boxed();
+    stream::unfold((heard, false), move |(mut watch, mut failing)| async move {
         loop {
             match watch.next().await? {
                 Ok(event) => {
                     // That a list begins does not say that it is answered.
                     let failing = failing && matches!(event, watcher::Event::Init);
-                    return Some((wrap(Box::new(event)), (watch, start, failing)));
+                    return Some((wrap(Box::new(event)), (watch, failing)));
                 }
                 Err(error) => {
                     // Said once an outage; what was known stays.
                     if !std::mem::replace(&mut failing, true) {
                         tracing::warn!(input = name, %error, "watch broken, trying again until the API answers");
-                    }
-                    if away(&error) {
-                        watch = start();
                     }
                 }
             }

@@ -3,7 +3,7 @@
 //! `path` is the sentence everything else exists for: accept → identify → decide → authorize → dial → copy →
 //! account. `pods` owns the listeners inside the pods' namespaces, `pool` the tunnels, `certs` the certificates,
 //! `xds` the view of the mesh, `flows` the accounting, `reports` what the observer is told of it,
-//! `dns` the names, `http` the proxy's own servers.
+//! `dns` the names, `http` the proxy's own servers, `heap` and `memory` what it holds.
 //!
 //! Decisions are made in [`mesh`] and the protocol of tunnels is in [`hbone`]; this crate does the IO.
 
@@ -14,6 +14,7 @@ mod copy;
 mod dns;
 mod engine;
 mod failure;
+mod files;
 mod flows;
 mod grpc;
 mod heap;

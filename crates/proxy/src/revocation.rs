@@ -1,12 +1,10 @@
 //! Reads the certificate revocation lists, and reads them again when their file has changed.
 
 use std::path::Path;
-use std::time::Duration;
 
 use hbone::tls::Revocations;
 
-/// Files that Kubernetes mounts are replaced behind a link: contents are compared, not times.
-const LOOK: Duration = Duration::from_secs(2);
+use crate::files;
 
 /// Puts the lists of `path` in force; why that cannot be done.
 pub(crate) fn load(path: &Path, revocations: &Revocations) -> Result<Vec<u8>, String> {
@@ -20,9 +18,7 @@ pub(crate) fn load(path: &Path, revocations: &Revocations) -> Result<Vec<u8>, St
 pub(crate) async fn follow(path: &Path, revocations: &Revocations, mut current: Vec<u8>) {
     let mut said = String::new();
     loop {
-        tokio::time::sleep(LOOK).await;
-        let error = match tokio::fs::read(path).await {
-            Ok(text) if text == current => continue,
+        let error = match files::changed(path, Some(&current)).await {
             Ok(text) => match revocations.replace(&text) {
                 Ok(lists) => {
                     tracing::info!(path = %path.display(), lists, "revocation lists have changed");

@@ -15,7 +15,7 @@ where
     S: Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
     K: Send + 'static,
 {
-    let begin = move || start().default_backoff().boxed();
+    let begin = move || start().boxed();
     futures::stream::unfold((begin(), begin), |(mut stream, begin)| async move {
         let heard = stream.next().await?;
         if heard.as_ref().is_err_and(away) {
@@ -23,6 +23,8 @@ where
         }
         Some((heard, (stream, begin)))
     })
+    // Around all of it: one that begins anew has paused, too.
+    .default_backoff()
 }
 
 /// Whether a watch could not be taken up again because the API was not there. A refusal is an answer.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -72,6 +73,23 @@ async fn an_api_that_was_away_is_listed_anew_whatever_it_counts_from_now() {
     assert_eq!(script.listed().await, ["new"]);
     assert_eq!(script.listed().await, ["old"]);
     assert_eq!(script.asked()[..3], ["list", "100", "list"]);
+}
+
+/// As a proxy before the API may do that passes lists on and cuts watches.
+#[tokio::test(start_paused = true)]
+async fn an_api_that_answers_lists_and_no_watch_is_not_asked_without_a_pause() {
+    let begun = tokio::time::Instant::now();
+    let mut script = Script::run([
+        list("1", &["a"]),
+        (503, failure(503)),
+        list("2", &["b"]),
+        (503, failure(503)),
+        list("3", &["c"]),
+    ]);
+    for (name, pauses) in [("a", 0), ("b", 1), ("c", 2)] {
+        assert_eq!(script.listed().await, [name]);
+        assert!(begun.elapsed() >= pauses * Duration::from_millis(500), "{name} after {:?}", begun.elapsed());
+    }
 }
 
 #[tokio::test(start_paused = true)]

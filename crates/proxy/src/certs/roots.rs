@@ -6,23 +6,21 @@
 //! changes, everything is renewed.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// Files that Kubernetes mounts are replaced behind a link: contents are compared, not times.
-const LOOK: Duration = Duration::from_secs(2);
+use crate::files;
 
 /// Says whenever the file holds something else, for as long as somebody listens.
 pub(super) async fn follow(path: PathBuf, changed: watch::Sender<()>) {
     let mut current = tokio::fs::read(&path).await.ok();
-    while !changed.is_closed() {
-        tokio::time::sleep(LOOK).await;
+    loop {
+        let now = tokio::select! {
+            () = changed.closed() => return,
+            now = files::changed(&path, current.as_deref()) => now,
+        };
         // Away or unreadable for a moment is not replaced.
-        let Ok(now) = tokio::fs::read(&path).await else { continue };
-        if current.as_ref() == Some(&now) {
-            continue;
-        }
+        let Ok(now) = now else { continue };
         if current.replace(now).is_some() {
             tracing::info!(path = %path.display(), "the authority's roots have changed, certificates are renewed");
             changed.send_replace(());

@@ -18,7 +18,7 @@ pub(in crate::agent) fn follow<K>(
 where
     K: Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
 {
-    let start = move || watcher(api.clone(), config.clone()).default_backoff().boxed();
+    let start = move || watcher(api.clone(), config.clone()).boxed();
     stream::unfold((start(), start), |(mut watch, start)| async move {
         let heard = watch.next().await?;
         if heard.as_ref().err().is_some_and(away) {
@@ -26,6 +26,8 @@ where
         }
         Some((heard, (watch, start)))
     })
+    // Around all of it: one that begins anew has paused, too.
+    .default_backoff()
     .boxed()
 }
 

@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt;
@@ -53,6 +54,18 @@ async fn an_api_that_was_away_is_listed_anew_whatever_it_counts_from_now() {
     }
     assert_eq!(names, ["new", "old"]);
     assert_eq!(asked.lock()[..3], ["list", "100", "list"]);
+}
+
+/// As a proxy before the API may do that passes lists on and cuts watches.
+#[tokio::test(start_paused = true)]
+async fn an_api_that_answers_lists_and_no_watch_is_not_asked_without_a_pause() {
+    let begun = tokio::time::Instant::now();
+    let (client, _) = script([list("1", "a"), failure(503), list("2", "b"), failure(503), list("3", "c")]);
+    let mut heard = follow(Api::<Namespace>::all(client), watcher::Config::default());
+    for (name, pauses) in [("a", 0), ("b", 1), ("c", 2)] {
+        while !matches!(heard.next().await, Some(Ok(Event::InitApply(found))) if found.name_any() == name) {}
+        assert!(begun.elapsed() >= pauses * Duration::from_millis(500), "{name} after {:?}", begun.elapsed());
+    }
 }
 
 /// A list of a large cluster is dear: it is not asked for because a watch was refused.
