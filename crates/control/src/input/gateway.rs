@@ -9,6 +9,9 @@ use serde::Deserialize;
 use super::custom::{ObjectError, revision, spec};
 use super::{Key, Labels};
 
+/// Class of Gateways that stand for those of other networks.
+pub(crate) const REMOTE: &str = "istio-remote";
+
 /// A Gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
@@ -139,13 +142,13 @@ impl TryFrom<DynamicObject> for Gateway {
         let annotation =
             |key: &str| object.metadata.annotations.as_ref().and_then(|labels| labels.get(key)).cloned();
         // Nobody runs what a Gateway of class `istio-remote` stands for, so nobody need have written its status.
-        let stated = (spec.gateway_class_name == "istio-remote").then_some(&spec.addresses);
+        let stated = (spec.gateway_class_name == REMOTE).then_some(&spec.addresses);
         let given = object.data.pointer("/status/addresses").and_then(serde_json::Value::as_array);
         let addresses = given.filter(|given| !given.is_empty()).or(stated);
         let addresses = addresses.into_iter().flatten().filter_map(|address| {
             let read = place(address);
             if read.is_none() {
-                tracing::warn!(gateway = %key, %address, "an address of a Gateway is left out: it is none");
+                tracing::warn!(gateway = %key, %address, "an address of a Gateway is left out: it is neither an IP address nor a hostname");
             }
             read
         });

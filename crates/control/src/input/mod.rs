@@ -22,9 +22,11 @@ pub use attachment::{Attachment, Wants};
 pub use condition::StatusCondition;
 pub use custom::ObjectError;
 pub use external::{Entry, EntryAddress, EntryPort, Resolution, ServiceEntry, WorkloadEntry};
+pub(crate) use gateway::REMOTE;
 pub use gateway::{Address, Allowed, Gateway, GatewayClass, Listener, Requirement, Selector};
 pub use mesh_config::{EntryVisibility, MeshConfig, VisibilityPolicy, VisibilityRules};
 pub use node::{Namespace, Node};
+pub(crate) use pod::speaks_hbone;
 pub use pod::{Enrolment, MODE, Owner, Phase, Pod};
 pub use policy::{
     AuthorizationPolicy, Condition, MtlsMode, Operation, PeerAuthentication, PolicyAction, PolicyRule,

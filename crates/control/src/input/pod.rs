@@ -53,9 +53,7 @@ pub enum Enrolment {
 
 impl Enrolment {
     fn of(labels: &Labels, redirection: Option<&str>, host_network: bool) -> Self {
-        let native = labels
-            .get("networking.istio.io/tunnel")
-            .is_some_and(|list| list.split(',').any(|item| item.trim() == "http"));
+        let native = speaks_hbone(labels);
         match labels.get(MODE).map(String::as_str) {
             _ if host_network => Self::Never,
             _ if native || matches!(redirection, Some("enabled" | "pending")) => Self::Own,
@@ -64,6 +62,13 @@ impl Enrolment {
             _ => Self::Namespace,
         }
     }
+}
+
+/// Label `networking.istio.io/tunnel` is a comma list with `http`: the workload speaks HBONE itself.
+pub(crate) fn speaks_hbone(labels: &Labels) -> bool {
+    labels
+        .get("networking.istio.io/tunnel")
+        .is_some_and(|list| list.split(',').any(|item| item.trim() == "http"))
 }
 
 /// Label of pods and namespaces that says whether they are in the mesh.

@@ -9,11 +9,11 @@ use mesh::{
 };
 
 use super::service::spread;
-use super::workload::{canonical_name, canonical_revision, speaks_hbone};
+use super::workload::{canonical_name, canonical_revision};
 use super::{Bound, Settings};
 use crate::input::{
     self, Entry, EntryAddress, EntryPort, Key, Labels, Resolution, ServiceEntry, TargetPort,
-    TrafficDistribution,
+    TrafficDistribution, speaks_hbone,
 };
 
 /// What belongs to the service of a host besides its ServiceEntry.

@@ -6,10 +6,7 @@ use std::sync::Arc;
 use mesh::{GatewayTarget, Identity, IdentityError, NetworkAddress, ServiceKey, Uid, Workload};
 
 use super::Settings;
-use crate::input::{self, Address, Key};
-
-/// Class of Gateways that stand for those of other networks.
-const REMOTE: &str = "istio-remote";
+use crate::input::{self, Address, Key, REMOTE};
 
 /// A gateway through which a network is entered.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use mesh::{
 
 use super::external::host_ports;
 use super::{Settings, workload_name};
-use crate::input::{self, Labels, Protocol, TargetPort};
+use crate::input::{self, Labels, Protocol, TargetPort, speaks_hbone};
 
 /// What belongs to a workload besides its own object.
 #[derive(Debug, Default)]
@@ -108,13 +108,6 @@ pub fn pod(settings: &Settings, context: WorkloadContext<'_>, pod: &input::Pod) 
     workload.waypoint = context.waypoint;
     workload.application_tunnel = context.tunnel;
     Ok(workload)
-}
-
-/// Label `networking.istio.io/tunnel` is a comma list with `http`: the workload speaks HBONE itself.
-pub(super) fn speaks_hbone(labels: &Labels) -> bool {
-    labels
-        .get("networking.istio.io/tunnel")
-        .is_some_and(|list| list.split(',').any(|item| item.trim() == "http"))
 }
 
 /// Name of the application that labels give.

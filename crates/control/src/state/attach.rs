@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::State;
 use super::dirty::Dirty;
-use crate::input::{Attachment, EntryVisibility, Key, Namespace, Pod, Service, ServiceEntry, Wants};
+use crate::input::{Attachment, EntryVisibility, Gateway, Key, Namespace, Pod, Service, ServiceEntry, Wants};
 use crate::model::{self, Bindable, Bound, Candidate, Unbound};
 
 /// Label of the instances of a Gateway.
@@ -81,13 +81,18 @@ impl State {
         }
     }
 
+    /// A Gateway, if it is ours to look at.
+    pub(super) fn our_gateway(&self, key: &Key) -> Option<&Arc<Gateway>> {
+        self.gateways.get(key).filter(|gateway| {
+            self.settings.in_revision(gateway.revision.as_deref()) && self.discovers(&key.namespace)
+        })
+    }
+
     /// Finds out whether a Gateway is a waypoint, and touches whoever names it when that has changed.
     pub(super) fn flush_gateway(&mut self, network: &Arc<str>, key: &Key, dirty: &mut Dirty) {
-        let waypoint = self.gateways.get(key).and_then(|gateway| {
-            let ours =
-                self.settings.in_revision(gateway.revision.as_deref()) && self.discovers(&key.namespace);
+        let waypoint = self.our_gateway(key).and_then(|gateway| {
             let class = self.classes.get(&Key::new("", gateway.class.clone()));
-            ours.then(|| model::waypoint(gateway, class.map(|class| &**class), network)).flatten()
+            model::waypoint(gateway, class.map(|class| &**class), network)
         });
         if waypoint.as_ref() == self.waypoints.get(key).map(|waypoint| &**waypoint) {
             return;

@@ -22,9 +22,7 @@ impl State {
                 false
             }
         };
-        let ours = self.gateways.get(key).filter(|gateway| {
-            self.settings.in_revision(gateway.revision.as_deref()) && self.discovers(&key.namespace)
-        });
+        let ours = self.our_gateway(key);
         let mut after = ours.map(|gateway| model::network_gateways(gateway)).unwrap_or_default();
         after.retain(known);
         let before = self.ways.get(key).map(Vec::as_slice).unwrap_or_default();

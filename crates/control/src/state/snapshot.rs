@@ -54,6 +54,16 @@ struct Count {
     namespace: usize,
 }
 
+impl Count {
+    fn of(&mut self, enrolment: Enrolment) -> &mut usize {
+        match enrolment {
+            Enrolment::Own => &mut self.own,
+            // Those that are kept out are not counted at all: see `slot`.
+            Enrolment::Namespace | Enrolment::Never => &mut self.namespace,
+        }
+    }
+}
+
 impl Pods {
     /// A pod.
     pub fn get(&self, key: &Key) -> Option<&Arc<Pod>> {
@@ -98,11 +108,7 @@ impl Pods {
 
     pub(super) fn put(&mut self, pod: Arc<Pod>) {
         if let Some(slot) = slot(&pod) {
-            let count = self.accounts.entry(slot).or_default();
-            match pod.enrolment {
-                Enrolment::Own => count.own += 1,
-                Enrolment::Namespace | Enrolment::Never => count.namespace += 1,
-            }
+            *self.accounts.entry(slot).or_default().of(pod.enrolment) += 1;
         }
         if let Some(old) = self.by_key.insert(pod.key.clone(), pod) {
             self.leave(&old);
@@ -118,10 +124,7 @@ impl Pods {
     fn leave(&mut self, pod: &Pod) {
         let Some(slot) = slot(pod) else { return };
         if let Some(count) = self.accounts.get_mut(&slot) {
-            match pod.enrolment {
-                Enrolment::Own => count.own -= 1,
-                Enrolment::Namespace | Enrolment::Never => count.namespace -= 1,
-            }
+            *count.of(pod.enrolment) -= 1;
             if count.own + count.namespace == 0 {
                 self.accounts.remove(&slot);
             }

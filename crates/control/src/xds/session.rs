@@ -114,11 +114,6 @@ impl Session {
         request.type_url == type_url::ADDRESS && self.address.is_none() && self.authorization.is_none()
     }
 
-    /// Whether the client has been told of workloads.
-    pub fn follows(&self) -> bool {
-        self.address.is_some()
-    }
-
     /// Takes in a request. An error ends the stream.
     pub fn request(&mut self, request: DeltaDiscoveryRequest, snapshot: &Snapshot) -> Result<Heard, Status> {
         if self.node.is_none() {

@@ -61,14 +61,20 @@ fn note_synced(node: &Node, synced: &signal::Sender<bool>) {
 async fn watch_pods(node: Arc<Node>, mut store: Writer<Pod>, synced: Arc<signal::Sender<bool>>) {
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", node.config.node_name));
     let mut stream = heard::follow(Api::<Pod>::all(node.client.clone()), config);
+    let mut told = false;
     while let Some(event) = stream.next().await {
         let event = match event {
             Ok(event) => event.modify(|pod| pod.managed_fields_mut().clear()),
             Err(error) => {
-                tracing::warn!(%error, "the watch of pods broke off; trying again");
+                // Said once an outage.
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(%error, "the watch of pods broke off; trying until the API answers");
+                }
                 continue;
             }
         };
+        // That a list begins does not say that it is answered.
+        told &= matches!(event, Event::Init);
         let known = |pod: &Pod| pod.metadata.uid.as_deref().is_some_and(|uid| node.pod(uid).is_some());
         let (kind, uids) = match &event {
             Event::Apply(pod) => (Some(if known(pod) { "update" } else { "add" }), pod.metadata.uid.clone()),
@@ -93,14 +99,20 @@ async fn watch_pods(node: Arc<Node>, mut store: Writer<Pod>, synced: Arc<signal:
 async fn watch_namespaces(node: Arc<Node>, mut store: Writer<Namespace>, synced: Arc<signal::Sender<bool>>) {
     let api = Api::<Namespace>::all(node.client.clone());
     let mut stream = heard::follow(api, watcher::Config::default());
+    let mut told = false;
     while let Some(event) = stream.next().await {
         let event = match event {
             Ok(event) => event.modify(|namespace| namespace.managed_fields_mut().clear()),
             Err(error) => {
-                tracing::warn!(%error, "the watch of namespaces broke off; trying again");
+                // Said once an outage.
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(%error, "the watch of namespaces broke off; trying until the API answers");
+                }
                 continue;
             }
         };
+        // That a list begins does not say that it is answered.
+        told &= matches!(event, Event::Init);
         store.apply_watcher_event(&event);
         match &event {
             Event::Apply(namespace) => {

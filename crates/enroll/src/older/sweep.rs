@@ -205,7 +205,8 @@ impl Sweep {
 
 /// When a pod is looked at for the first time. Nothing is ended before [`Policy::settle`] unless a policy forbids it, and
 /// a list takes so long that pods which come at the same moment would come later for it. What is dialled meanwhile goes
-/// through the proxy and is none of those that are looked for.
+/// through the proxy and is none of those that are looked for; but for what annotations keep out of the capture, which counts
+/// as older until the first look.
 fn first_look(policy: &Policy, strict: &Strictness) -> Duration {
     if *strict == Strictness::default() { policy.settle * 3 / 4 } else { Duration::ZERO }
 }

@@ -398,5 +398,3 @@ fn a_waypoint_may_be_found_at_a_port_that_its_service_does_not_list_if_it_has_an
     let route = tunnel(call(&view, &a, "10.96.0.1:80"));
     assert_eq!((route.via, route.hop), (Via::Waypoint, "10.0.0.8:15008".parse().unwrap()));
 }
-
-// ------------------------------------------------------------------------------ a view that is not the whole mesh
