@@ -143,11 +143,7 @@ fn calls_that_keep_coming_are_answered_while_an_address_of_the_same_pod_is_dead(
     in_a_node(|node| async move {
         let world = World::new(&node).await;
         echo(world.b.listen(8080));
-        let hole = node.pod(9);
-        hole.sh("nft 'table inet t { chain c { type filter hook input priority 0; policy drop; }; }'");
-        world.control.workload(&workload("hole", "node-x", &hole));
-        eventually("it is known", async || world.pa.dump().await["workloads"].as_array().unwrap().len() == 4)
-            .await;
+        let hole = world.hole(&node).await;
         let (count, within) = sized((500, Duration::from_secs(1)), (10_000, Duration::from_secs(10)));
         let places = std::sync::Arc::new(tokio::sync::Semaphore::new(2_000));
         let start = Instant::now();

@@ -225,14 +225,7 @@ fn a_dead_address_slows_nobody_but_its_own_caller() {
     in_a_node(|node| async move {
         let world = World::new(&node).await;
         echo(world.b.listen(8080));
-        // An enrolled workload whose address swallows everything.
-        let hole = node.pod(9);
-        hole.sh("nft 'table inet t { chain c { type filter hook input priority 0; policy drop; }; }'");
-        world.control.workload(&workload("hole", "node-x", &hole));
-        eventually("it is known", || async {
-            world.pa.dump().await["workloads"].as_array().unwrap().len() == 4
-        })
-        .await;
+        let hole = world.hole(&node).await;
         let (a, to) = (world.a.clone(), hole.at(80));
         let stuck = tokio::spawn(async move { call(&a, to, b"x").await });
         for _ in 0..20 {

@@ -246,6 +246,16 @@ impl World {
         Self { control, address, a, b, c, pa, pb }
     }
 
+    /// An enrolled workload whose address swallows everything, known to the proxy of a.
+    pub async fn hole(&self, node: &Node) -> Pod {
+        let hole = node.pod(9);
+        hole.sh("nft 'table inet t { chain c { type filter hook input priority 0; policy drop; }; }'");
+        self.control.workload(&workload("hole", "node-x", &hole));
+        eventually("it is known", async || self.pa.dump().await["workloads"].as_array().unwrap().len() == 4)
+            .await;
+        hole
+    }
+
     /// A third proxy, of the node `node-c`, whose own pod `own` has the node's address.
     pub async fn proxy_with_a_pod_of_its_own(&self) -> Proxy {
         let own = [("POD_NAME", "own"), ("POD_NAMESPACE", "ns"), ("SERVICE_ACCOUNT", "own")];

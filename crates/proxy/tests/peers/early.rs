@@ -8,43 +8,56 @@ use h2::server::{Connection, SendResponse};
 use http::{Method, Request, Response, StatusCode};
 use mesh::{Action, Clause, Match, Policy, Rule, Scope, StringMatch};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::control::Control;
-use crate::harness::{World, echo, eventually, identity, workload};
+use crate::harness::{World, echo, eventually, identity};
 use crate::namespaces::{Node, in_a_node};
-use crate::stack::{acceptor, read_all, send_all, tls};
+use crate::stack::{acceptor, read_all, send_all, takes_tunnels, tls};
 
 pub type Asked = (Request<h2::RecvStream>, SendResponse<Bytes>);
 pub type Server = Connection<tokio_rustls::server::TlsStream<TcpStream>, Bytes>;
 
 /// A world in which pod c takes tunnels, but nobody accepts them yet.
-pub async fn world(node: &Node, more: &[(&str, &str)]) -> (World, tokio::net::TcpListener) {
+pub async fn world(node: &Node, more: &[(&str, &str)]) -> (World, TcpListener) {
     let (control, address) = Control::start().await;
     let world = World::with(node, control, address, more).await;
     let listener = world.c.listen(15008);
-    world.control.workload(&workload("c", "node-b", &world.c));
-    eventually("it is known to take tunnels", async || {
-        let dump = world.pa.dump().await;
-        let workloads = dump["workloads"].as_array().unwrap().clone();
-        workloads.iter().any(|one| one["name"] == "c" && one["protocol"] == "HBONE")
-    })
-    .await;
+    takes_tunnels(&world).await;
     (world, listener)
 }
 
 /// The next tunnel.
-pub async fn tunnel(world: &World, listener: &tokio::net::TcpListener) -> Server {
+pub async fn tunnel(world: &World, listener: &TcpListener) -> Server {
     let (socket, _) = listener.accept().await.unwrap();
     let tls = acceptor(&world.control.pem(&identity("c"))).accept(socket).await.unwrap();
     h2::server::handshake(tls).await.unwrap()
 }
 
-/// The next question; its tunnel goes on by itself.
-pub async fn asked(mut tunnel: Server) -> Asked {
-    let asked = tunnel.accept().await.unwrap().unwrap();
-    tokio::spawn(async move { while tunnel.accept().await.is_some() {} });
-    asked
+/// The first question of the next tunnel, which goes on by itself.
+pub async fn asked(world: &World, listener: &TcpListener) -> Asked {
+    soon(async {
+        let mut tunnel = tunnel(world, listener).await;
+        let asked = tunnel.accept().await.unwrap().unwrap();
+        tokio::spawn(async move { while tunnel.accept().await.is_some() {} });
+        asked
+    })
+    .await
+}
+
+/// A caller in pod a that has said this to pod c, where no tunnel need be yet.
+pub async fn saying(world: &World, words: &[u8]) -> TcpStream {
+    let mut client = world.a.connect(world.c.at(9000)).await.unwrap();
+    client.write_all(words).await.unwrap();
+    client
+}
+
+/// HTTP/2 to b, by the certificate of a.
+async fn into_b(world: &World) -> h2::client::SendRequest<Bytes> {
+    let stream = tls(&world.c, world.b.at(15008), &world.control.pem(&identity("a"))).await.unwrap();
+    let (client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    client
 }
 
 /// What is read of a question's data until there are `length` bytes.
@@ -68,9 +81,8 @@ fn what_a_client_says_first_arrives_with_the_question_and_once() {
     in_a_node(|node| async move {
         let (world, listener) = world(&node, &[]).await;
         // The first words are said before there is a tunnel to say them in.
-        let mut client = world.a.connect(world.c.at(9000)).await.unwrap();
-        client.write_all(b"first words").await.unwrap();
-        let (request, mut respond) = soon(async { asked(tunnel(&world, &listener).await).await }).await;
+        let mut client = saying(&world, b"first words").await;
+        let (request, mut respond) = asked(&world, &listener).await;
         let mut body = request.into_body();
         assert_eq!(soon(read(&mut body, 11)).await, b"first words", "before there is an answer");
         client.write_all(b", and others").await.unwrap();
@@ -93,8 +105,7 @@ fn what_a_client_says_first_arrives_with_the_question_and_once() {
 fn nothing_is_said_before_the_answer_where_that_is_not_wanted() {
     in_a_node(|node| async move {
         let (world, listener) = world(&node, &[("EARLY_DATA", "false")]).await;
-        let mut client = world.a.connect(world.c.at(9000)).await.unwrap();
-        client.write_all(b"first words").await.unwrap();
+        let _client = saying(&world, b"first words").await;
         let mut tunnel = soon(tunnel(&world, &listener)).await;
         let mut pings = tunnel.ping_pong().unwrap();
         let (request, mut respond) = soon(tunnel.accept()).await.unwrap().unwrap();
@@ -112,12 +123,11 @@ fn nothing_is_said_before_the_answer_where_that_is_not_wanted() {
 fn a_question_that_was_not_taken_is_asked_again_with_the_same_words() {
     in_a_node(|node| async move {
         let (world, listener) = world(&node, &[]).await;
-        let mut client = world.a.connect(world.c.at(9000)).await.unwrap();
-        client.write_all(b"first words").await.unwrap();
-        let (request, mut respond) = soon(async { asked(tunnel(&world, &listener).await).await }).await;
+        let mut client = saying(&world, b"first words").await;
+        let (request, mut respond) = asked(&world, &listener).await;
         assert_eq!(soon(read(&mut request.into_body(), 11)).await, b"first words");
         respond.send_reset(h2::Reason::REFUSED_STREAM);
-        let (request, mut respond) = soon(async { asked(tunnel(&world, &listener).await).await }).await;
+        let (request, mut respond) = asked(&world, &listener).await;
         let mut body = request.into_body();
         assert_eq!(soon(read(&mut body, 11)).await, b"first words");
         let mut send = respond.send_response(Response::new(()), false).unwrap();
@@ -132,8 +142,7 @@ fn a_question_that_was_not_taken_is_asked_again_with_the_same_words() {
 fn what_an_application_may_have_heard_is_not_said_to_it_again() {
     in_a_node(|node| async move {
         let (world, listener) = world(&node, &[]).await;
-        let mut client = world.a.connect(world.c.at(9000)).await.unwrap();
-        client.write_all(b"pay once").await.unwrap();
+        let mut client = saying(&world, b"pay once").await;
         let mut first = soon(tunnel(&world, &listener)).await;
         let (request, respond) = soon(first.accept()).await.unwrap().unwrap();
         let heard = tokio::spawn(async move { read(&mut request.into_body(), 8).await });
@@ -147,9 +156,8 @@ fn what_an_application_may_have_heard_is_not_said_to_it_again() {
         let ended = soon(client.read_to_end(&mut nothing)).await;
         assert!(ended.is_err() && nothing.is_empty(), "the client is told: {ended:?}");
         // Another call makes another tunnel, in which nothing but that call is heard.
-        let mut other = world.a.connect(world.c.at(9000)).await.unwrap();
-        other.write_all(b"other").await.unwrap();
-        let (request, _respond) = soon(async { asked(tunnel(&world, &listener).await).await }).await;
+        let _other = saying(&world, b"other").await;
+        let (request, _respond) = asked(&world, &listener).await;
         assert_eq!(soon(read(&mut request.into_body(), 5)).await, b"other");
     });
 }
@@ -159,9 +167,7 @@ fn a_peer_may_speak_before_it_is_answered() {
     in_a_node(|node| async move {
         let world = World::new(&node).await;
         echo(world.b.listen(8080));
-        let stream = tls(&world.c, world.b.at(15008), &world.control.pem(&identity("a"))).await.unwrap();
-        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
-        tokio::spawn(connection);
+        let mut client = into_b(&world).await;
         let (response, mut send) = ask(&mut client, &world.b.at(8080).to_string()).await;
         let data: Bytes = (0..300_000u32).map(|n| (n >> 3) as u8).collect::<Vec<_>>().into();
         let (sent, response) = (data.clone(), soon(response));
@@ -202,9 +208,7 @@ fn whoever_is_denied_is_not_heard_however_early_he_speaks() {
             world.pb.dump().await["policies"].as_array().unwrap().len() == 1
         })
         .await;
-        let stream = tls(&world.c, world.b.at(15008), &world.control.pem(&identity("a"))).await.unwrap();
-        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
-        tokio::spawn(connection);
+        let mut client = into_b(&world).await;
         let (response, mut send) = ask(&mut client, &world.b.at(8080).to_string()).await;
         send.send_data(Bytes::from_static(b"let me in"), true).unwrap();
         assert_eq!(soon(response).await.unwrap().status(), StatusCode::UNAUTHORIZED);

@@ -1,9 +1,9 @@
 //! A server that has said all and goes, tunnel and all.
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 
-use crate::early::{asked, soon, tunnel, world};
+use crate::early::{asked, saying, soon, tunnel, world};
 use crate::harness::{eventually, log};
 use crate::namespaces::in_a_node;
 use crate::stack::send_all;
@@ -12,8 +12,7 @@ use crate::stack::send_all;
 fn a_server_that_said_all_and_is_gone_has_ended_in_good_order() {
     in_a_node(|node| async move {
         let (world, listener) = world(&node, &[]).await;
-        let mut client = world.a.connect(world.c.at(9000)).await.unwrap();
-        client.write_all(b"?").await.unwrap();
+        let mut client = saying(&world, b"?").await;
         let mut server = soon(tunnel(&world, &listener)).await;
         let (request, mut respond) = soon(server.accept()).await.unwrap().unwrap();
         let mut send = respond.send_response(http::Response::new(()), false).unwrap();
@@ -32,9 +31,8 @@ fn a_server_that_said_all_and_is_gone_has_ended_in_good_order() {
         assert_eq!(lines()[0].get("error"), None, "and is called no failure");
         drop((client, request, send, respond));
         // Another call finds that the tunnel is gone.
-        let mut other = world.a.connect(world.c.at(9000)).await.unwrap();
-        other.write_all(b"?").await.unwrap();
-        let _asked = soon(async { asked(tunnel(&world, &listener).await).await }).await;
+        let _other = saying(&world, b"?").await;
+        let _asked = asked(&world, &listener).await;
     });
 }
 

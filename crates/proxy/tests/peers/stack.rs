@@ -20,7 +20,7 @@ use crate::harness::{World, call, echo, eventually, identity, log, workload};
 use crate::namespaces::{Pod, in_a_node};
 
 /// Certificate, key and root.
-pub type Pem = (String, String, String);
+type Pem = (String, String, String);
 
 /// Names of SPIFFE are no names of hosts: this looks at the certificate's URI and nothing else of it.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ fn certificate((certificate, key, _): &Pem) -> (Vec<CertificateDer<'static>>, Pr
     (vec![leaf], PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
 }
 
-pub type Tls = tokio_rustls::client::TlsStream<TcpStream>;
+type Tls = tokio_rustls::client::TlsStream<TcpStream>;
 
 /// TLS to `to`, whose certificate must name `b`.
 pub async fn tls(from: &Pod, to: std::net::SocketAddr, pem: &Pem) -> std::io::Result<Tls> {
@@ -233,21 +233,23 @@ fn serve(pod: &Pod, pem: &Pem) {
     });
 }
 
+/// Pod c takes tunnels from now on, and the proxy of a knows.
+pub async fn takes_tunnels(world: &World) {
+    world.control.workload(&workload("c", "node-b", &world.c));
+    eventually("it is known to take tunnels", async || {
+        let dump = world.pa.dump().await;
+        let mut workloads = dump["workloads"].as_array().unwrap().iter();
+        workloads.any(|one| one["name"] == "c" && one["protocol"] == "HBONE")
+    })
+    .await;
+}
+
 #[test]
 fn a_proxy_speaks_connect_to_h2_over_rustls() {
     in_a_node(|node| async move {
         let world = World::new(&node).await;
         serve(&world.c, &world.control.pem(&identity("c")));
-        world.control.workload(&workload("c", "node-b", &world.c));
-        eventually("it is known to take tunnels", async || {
-            let dump = world.pa.dump().await;
-            dump["workloads"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .any(|one| one["name"] == "c" && one["protocol"] == "HBONE")
-        })
-        .await;
+        takes_tunnels(&world).await;
         let data: Vec<u8> = (0..2_000_000u32).map(|n| (n >> 2) as u8).collect();
         let calls = (0..5).map(|_| call(&world.a, world.c.at(9000), &data));
         for answer in futures::future::join_all(calls).await {
